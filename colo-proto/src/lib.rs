@@ -1,2 +1,9 @@
-//! To be written.
+//! The protocol of colo, without any I/O.
 #![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod id;
+pub mod ram;
+pub mod time;
