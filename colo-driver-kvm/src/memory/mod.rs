@@ -1,0 +1,17 @@
+//! Guest RAM: where it lies, how it is mapped, and how page runs become raw I/O vectors.
+//!
+//! Guest RAM is never a Rust slice: the guest's processors write it at any time. Contents move
+//! through vm-memory's volatile accessors (devices) or as raw I/O vectors and raw copies
+//! (checkpoints), never through `&[u8]`.
+
+use vm_memory::GuestMemoryMmap;
+
+use crate::dirty::OwnLog;
+
+/// log2 of the page size everything here counts in.
+pub const PAGE_SHIFT: usize = 12;
+/// The page size everything here counts in.
+pub const PAGE_SIZE: usize = 1 << PAGE_SHIFT;
+
+/// Guest RAM as devices see it. Every write through it is logged in the region's [`OwnLog`].
+pub type GuestRam = GuestMemoryMmap<OwnLog>;
