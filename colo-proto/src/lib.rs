@@ -5,5 +5,6 @@
 extern crate alloc;
 
 pub mod id;
+pub mod net;
 pub mod ram;
 pub mod time;

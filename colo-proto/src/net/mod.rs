@@ -1,0 +1,3 @@
+//! Network frames: what the guests say and hear.
+
+pub mod announce;
