@@ -1,0 +1,441 @@
+//! Ranges and contradictions. What a command needs is asked for by that command only.
+
+use std::time::Duration;
+
+use super::{
+    ArbiterKind, Backend, Config, Console, Pair, Span,
+    load::ConfigError,
+    schema::{Member, Protection},
+};
+
+/// Least guest RAM: below it no kernel starts.
+const MEMORY_LEAST: u64 = 16 << 20;
+/// Most guest RAM that is addressed.
+const MEMORY_MOST: u64 = 64 << 30;
+const VCPUS_MOST: u8 = 8;
+const LANES_MOST: u8 = 8;
+const PATHS_MOST: usize = 8;
+/// Longest interface name of Linux.
+const TAP_NAME_MOST: usize = 15;
+const KEY_LEAST: u64 = 32;
+const KEY_MOST: u64 = 4096;
+
+/// What a configuration is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// `colod run`: the machine alone.
+    Run,
+    /// `colod primary` and `colod secondary`: the pair too.
+    Pair,
+    /// `colod check`: whatever is there.
+    Check,
+}
+
+/// Key and message of the first thing that is wrong.
+type Wrong = (&'static str, String);
+
+impl Config {
+    /// Checks ranges and contradictions, and that the files it names are there.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`], with the first thing that is wrong. `path` is for messages.
+    pub fn check(&self, purpose: Purpose, path: &str) -> Result<(), ConfigError> {
+        self.machine()
+            .and_then(|()| self.net())
+            .and_then(|()| self.files())
+            .and_then(|()| self.protection.check())
+            .and_then(|()| self.member.check())
+            .and_then(|()| match (&self.pair, purpose) {
+                (Some(pair), _) => pair.check().and_then(|()| self.arbiter()),
+                (None, Purpose::Pair) => wrong(
+                    "pair",
+                    "is missing: a protected VM needs the two hosts; `colod run` runs it without protection",
+                ),
+                (None, Purpose::Run | Purpose::Check) => Ok(()),
+            })
+            .map_err(|(key, message)| ConfigError::Invalid {
+                path: path.to_owned(),
+                key,
+                message,
+            })
+    }
+
+    fn machine(&self) -> Result<(), Wrong> {
+        let vm = &self.vm;
+        if !(1..=VCPUS_MOST).contains(&vm.vcpus) {
+            return wrong(
+                "vm.vcpus",
+                format!("is {}, expected 1 to {VCPUS_MOST}", vm.vcpus),
+            );
+        }
+        if !(MEMORY_LEAST..=MEMORY_MOST).contains(&vm.memory.0) {
+            return wrong(
+                "vm.memory",
+                format!("is {}, expected 16M to 64G", vm.memory),
+            );
+        }
+        if !vm.memory.0.is_multiple_of(1 << 20) {
+            return wrong(
+                "vm.memory",
+                format!("is {}, expected whole mebibytes", vm.memory),
+            );
+        }
+        Ok(())
+    }
+
+    fn files(&self) -> Result<(), Wrong> {
+        let kernel = self.vm.kernel.to_string_lossy();
+        if let Some(name) = kernel.strip_prefix("builtin:") {
+            if name != "server" {
+                return wrong(
+                    "vm.kernel",
+                    format!("names the builtin guest {name:?}, but there is only builtin:server"),
+                );
+            }
+        } else {
+            readable("vm.kernel", &self.vm.kernel)?;
+        }
+        if let Some(initrd) = &self.vm.initrd {
+            readable("vm.initrd", initrd)?;
+        }
+        if let Some(disk) = &self.disk {
+            readable("disk.path", &disk.path)?;
+        }
+        match (self.serial.console, &self.serial.path) {
+            (Console::File, None) => wrong("serial.path", "is missing: console is \"file\""),
+            (Console::None | Console::Stdio, Some(_)) => wrong(
+                "serial.path",
+                "contradicts serial.console: only \"file\" has a path",
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    fn net(&self) -> Result<(), Wrong> {
+        let net = &self.net;
+        match (net.backend, &net.tap, &net.path) {
+            (Backend::Tap, None, _) => wrong("net.tap", "is missing: backend is \"tap\""),
+            (Backend::Socket, _, None) => wrong("net.path", "is missing: backend is \"socket\""),
+            (Backend::None | Backend::Socket, Some(_), _) => {
+                wrong("net.tap", "contradicts net.backend: only \"tap\" has one")
+            }
+            (Backend::None | Backend::Tap, _, Some(_)) => wrong(
+                "net.path",
+                "contradicts net.backend: only \"socket\" has one",
+            ),
+            (Backend::Tap, Some(name), None)
+                if name.is_empty()
+                    || name.len() > TAP_NAME_MOST
+                    || name.contains(['/', ' ', '\0']) =>
+            {
+                wrong(
+                    "net.tap",
+                    format!(
+                        "is {name:?}, expected an interface name of 1 to {TAP_NAME_MOST} bytes"
+                    ),
+                )
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn arbiter(&self) -> Result<(), Wrong> {
+        match (self.arbiter.kind, &self.arbiter.path) {
+            (ArbiterKind::File, None) => wrong(
+                "arbiter.path",
+                "is missing: name a file on storage that both hosts see, or set arbiter.kind = \"none\" for a test",
+            ),
+            (ArbiterKind::None, Some(_)) => {
+                wrong("arbiter.path", "contradicts arbiter.kind = \"none\"")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Pair {
+    fn check(&self) -> Result<(), Wrong> {
+        if !(1..=2).contains(&self.node) {
+            return wrong(
+                "pair.node",
+                format!(
+                    "is {}, expected 1 on one host and 2 on the other",
+                    self.node
+                ),
+            );
+        }
+        if !(1..=LANES_MOST).contains(&self.ram_lanes) {
+            return wrong(
+                "pair.ram_lanes",
+                format!("is {}, expected 1 to {LANES_MOST}", self.ram_lanes),
+            );
+        }
+        if self.listen == self.peer {
+            return wrong(
+                "pair.peer",
+                format!("is {}, which is pair.listen", self.peer),
+            );
+        }
+        if !(1..=PATHS_MOST).contains(&self.heartbeat.len()) {
+            return wrong(
+                "pair.heartbeat",
+                format!(
+                    "has {} paths, expected 1 to {PATHS_MOST}; two or more survive a cut cable",
+                    self.heartbeat.len()
+                ),
+            );
+        }
+        if let Some(path) = self.heartbeat.iter().find(|path| path.listen == path.peer) {
+            return wrong("pair.heartbeat", format!("sends {} to itself", path.listen));
+        }
+        let Some(key_file) = &self.key_file else {
+            return wrong(
+                "pair.key_file",
+                "is missing: make one with `head -c 32 /dev/urandom > colo.key` and copy it to the other host",
+            );
+        };
+        readable("pair.key_file", key_file)?;
+        let size = std::fs::metadata(key_file).map_or(0, |meta| meta.len());
+        if !(KEY_LEAST..=KEY_MOST).contains(&size) {
+            return wrong(
+                "pair.key_file",
+                format!(
+                    "{} has {size} bytes, expected {KEY_LEAST} to {KEY_MOST}",
+                    key_file.display()
+                ),
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Protection {
+    fn check(&self) -> Result<(), Wrong> {
+        within("protection.longest", self.longest, 1, 20_000)?;
+        within("protection.shortest", self.shortest, 0, 20_000)?;
+        within("protection.hold_longest", self.hold_longest, 1, 20_000)?;
+        if self.shortest > self.longest {
+            return wrong(
+                "protection.shortest",
+                format!(
+                    "({}) must not be more than protection.longest ({})",
+                    self.shortest, self.longest
+                ),
+            );
+        }
+        if !((64 << 10)..=(1 << 30)).contains(&self.hold_bytes.0) {
+            return wrong(
+                "protection.hold_bytes",
+                format!("is {}, expected 64K to 1G", self.hold_bytes),
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Member {
+    /// Interval of heartbeats.
+    #[must_use]
+    pub fn beat(&self) -> Duration {
+        self.beat.map_or(self.detection.0 / 12, |span| span.0)
+    }
+
+    /// How long the primary may speak after an acknowledged heartbeat.
+    #[must_use]
+    pub fn lease(&self) -> Duration {
+        self.lease.map_or(self.detection.0 / 3, |span| span.0)
+    }
+
+    /// Silence after which the primary asks to go on alone.
+    #[must_use]
+    pub fn primary_silence(&self) -> Duration {
+        self.primary_silence
+            .map_or(self.detection.0 / 2, |span| span.0)
+    }
+
+    fn check(&self) -> Result<(), Wrong> {
+        within("member.detection", self.detection, 60, 60_000)?;
+        let (beat, lease) = (Span(self.beat()), Span(self.lease()));
+        let silence = Span(self.primary_silence());
+        if beat.0 < Duration::from_millis(1) {
+            return wrong("member.beat", format!("is {beat}, expected 1ms or more"));
+        }
+        if lease.0 < beat.0 * 3 {
+            return wrong(
+                "member.lease",
+                format!(
+                    "({lease}) must be at least three times member.beat ({beat}), or one lost heartbeat mutes the VM"
+                ),
+            );
+        }
+        if silence.0 < lease.0 + beat.0 {
+            return wrong(
+                "member.primary_silence",
+                format!(
+                    "({silence}) must be at least member.lease ({lease}) and member.beat ({beat})"
+                ),
+            );
+        }
+        if self.detection.0 < silence.0 + beat.0 {
+            return wrong(
+                "member.detection",
+                format!(
+                    "({}) must be at least member.primary_silence ({silence}) and member.beat ({beat}), so that the primary wins when only the link is cut",
+                    self.detection
+                ),
+            );
+        }
+        Ok(())
+    }
+}
+
+fn within(key: &'static str, span: Span, least_ms: u64, most_ms: u64) -> Result<(), Wrong> {
+    let (least, most) = (Span::from_millis(least_ms), Span::from_millis(most_ms));
+    if (least..=most).contains(&span) {
+        return Ok(());
+    }
+    wrong(key, format!("is {span}, expected {least} to {most}"))
+}
+
+fn readable(key: &'static str, path: &std::path::Path) -> Result<(), Wrong> {
+    match std::fs::File::open(path).and_then(|file| file.metadata()) {
+        Ok(meta) if meta.is_dir() => wrong(key, format!("{} is a directory", path.display())),
+        Ok(_) => Ok(()),
+        Err(error) => wrong(key, format!("cannot be read: {}: {error}", path.display())),
+    }
+}
+
+fn wrong<T>(key: &'static str, message: impl Into<String>) -> Result<T, Wrong> {
+    Err((key, message.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+[vm]
+kernel = "builtin:server"
+[pair]
+node = 1
+id = "6f1ed002ab5595859014ebf0951522d9"
+key_file = "KEY"
+listen = "127.0.0.1:7800"
+peer = "127.0.0.2:7800"
+heartbeat = [{ listen = "127.0.0.1:7801", peer = "127.0.0.2:7801" }]
+state_dir = "state"
+[arbiter]
+path = "arbiter"
+"#;
+
+    fn check(purpose: Purpose, change: impl FnOnce(String) -> String) -> Result<(), String> {
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("key");
+        std::fs::write(&key, [7; 32]).unwrap();
+        let text = change(GOOD.replace("KEY", key.to_str().unwrap()));
+        Config::parse(&text, "vm.toml")
+            .and_then(|config| config.check(purpose, "vm.toml"))
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_small_file_is_enough() {
+        check(Purpose::Pair, |text| text).unwrap();
+        check(Purpose::Run, |_| {
+            "[vm]\nkernel = \"builtin:server\"\n".into()
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_pair_is_asked_for_only_where_one_is_needed() {
+        let alone = |_| "[vm]\nkernel = \"builtin:server\"\n".to_owned();
+        check(Purpose::Check, alone).unwrap();
+        let error = check(Purpose::Pair, alone).unwrap_err();
+        assert!(error.starts_with("vm.toml: pair is missing"), "{error}");
+    }
+
+    #[test]
+    fn every_contradiction_is_named() {
+        let cases: [(&str, &str, &str); 14] = [
+            (
+                "[arbiter]",
+                "[net]\nbackend = \"tap\"\n[arbiter]",
+                "net.tap is missing",
+            ),
+            (
+                "[arbiter]",
+                "[net]\ntap = \"t0\"\n[arbiter]",
+                "net.tap contradicts",
+            ),
+            (
+                "[arbiter]",
+                "[net]\nbackend = \"socket\"\n[arbiter]",
+                "net.path is missing",
+            ),
+            (
+                "[arbiter]",
+                "[serial]\nconsole = \"file\"\n[arbiter]",
+                "serial.path is missing",
+            ),
+            (
+                "[arbiter]",
+                "[serial]\npath = \"x\"\n[arbiter]",
+                "serial.path contradicts",
+            ),
+            (
+                "path = \"arbiter\"",
+                "kind = \"file\"",
+                "arbiter.path is missing",
+            ),
+            (
+                "path = \"arbiter\"",
+                "kind = \"none\"\npath = \"x\"",
+                "arbiter.path contradicts",
+            ),
+            ("node = 1", "node = 3", "pair.node is 3"),
+            (
+                "127.0.0.2:7800",
+                "127.0.0.1:7800",
+                "pair.peer is 127.0.0.1:7800",
+            ),
+            ("127.0.0.2:7801", "127.0.0.1:7801", "pair.heartbeat sends"),
+            (
+                "[arbiter]",
+                "[protection]\nshortest = \"200ms\"\n[arbiter]",
+                "protection.shortest",
+            ),
+            (
+                "[arbiter]",
+                "[member]\ndetection = \"10ms\"\n[arbiter]",
+                "member.detection is 10ms",
+            ),
+            (
+                "[arbiter]",
+                "[member]\nlease = \"200ms\"\n[arbiter]",
+                "member.lease (200ms)",
+            ),
+            (
+                "\"builtin:server\"",
+                "\"/nowhere/vmlinux\"",
+                "vm.kernel cannot be read",
+            ),
+        ];
+        for (from, to, expected) in cases {
+            let error = check(Purpose::Pair, |text| {
+                assert!(text.contains(from), "{from}");
+                text.replacen(from, to, 1)
+            })
+            .unwrap_err();
+            assert!(error.contains(expected), "{to}: {error}");
+        }
+    }
+
+    #[test]
+    fn sixty_milliseconds_of_detection_are_possible() {
+        check(Purpose::Pair, |text| {
+            text + "[member]\ndetection = \"60ms\"\n"
+        })
+        .unwrap();
+    }
+}
