@@ -21,9 +21,17 @@
 
 mod bus;
 mod codec;
+mod i8042;
 mod irq;
 mod persist;
+mod serial;
+mod sink;
+#[cfg(test)]
+mod test_utils;
 
 pub use bus::{Bus, BusDevice, BusError};
+pub use i8042::{I8042, ResetLine};
 pub use irq::Irq;
 pub use persist::{Device, LoadError, Persist};
+pub use serial::{Serial, SerialMetrics};
+pub use sink::Sink;
