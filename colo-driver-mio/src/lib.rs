@@ -1,3 +1,5 @@
 //! To be written.
 
 pub mod config;
+pub mod demo;
+pub mod frame_socket;

@@ -1,0 +1,26 @@
+//! What stands around a pair in `colod demo` and in the tests on real processes: the network and
+//! the client, both outliving either daemon, and both judges.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `switch.rs` | [`Switch`]: a learning switch between Unix sockets, which remembers who spoke for which address |
+//! | `client.rs` | [`Client`]: a TCP stack of its own that works with the guest's server and checks every byte |
+//! | `http.rs` | requests, incremental answers, what a good answer is |
+
+mod client;
+#[cfg(test)]
+mod fake_server;
+mod http;
+mod switch;
+
+pub use client::{Answered, Client, Fault, Plan, Report};
+pub use http::{Asked, HttpFault};
+pub use switch::{Sighting, Switch};
+
+/// Nanoseconds of the monotonic clock, which all processes of a host share.
+#[must_use]
+pub fn now() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    // The monotonic clock starts at zero and lasts five centuries.
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
