@@ -28,6 +28,7 @@ mod serial;
 mod sink;
 #[cfg(test)]
 mod test_utils;
+pub mod virtio;
 
 pub use bus::{Bus, BusDevice, BusError};
 pub use i8042::{I8042, ResetLine};

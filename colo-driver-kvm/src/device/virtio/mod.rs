@@ -1,0 +1,33 @@
+//! Virtio over MMIO, version 2 (virtio 1.2 sections 2, 4.2 and 5), with split rings.
+//!
+//! ```text
+//!   vCPU: registers ─▶ Mmio ─▶ Backend::serve ─▶ Queues ─▶ Ring, Chain ─▶ guest RAM (writes are logged)
+//!   loop: wake_fd   ─▶ Mmio<Net>::poll_tx, rx  ─▶ Queues …             └▶ Irq
+//! ```
+//!
+//! | file | holds |
+//! |---|---|
+//! | `mmio/` | [`Mmio`]: registers, negotiation, reset, the life cycle and the section of every virtio device |
+//! | `backend.rs` | [`Backend`]: what the transport asks of a device type |
+//! | `queues.rs` | [`Queues`]: what a device type works with; when guest memory may be touched |
+//! | `ring.rs`, `chain.rs` | one split ring; one request of it |
+//! | `net/` | the network card: frames out under an epoch, frames in with an index |
+//! | `test_utils.rs` | a driver for the tests, which speaks through the registers and its own RAM |
+//!
+//! Rules of work: a call serves at most a ring of requests, a request has at most 256 buffers, and each device type
+//! bounds the bytes of one. A ring that makes no sense (an index that jumps, a head out of range) breaks the device
+//! until the guest resets it; a request that makes no sense is completed empty or with an error.
+
+mod backend;
+mod chain;
+mod mmio;
+mod net;
+mod queues;
+mod ring;
+#[cfg(test)]
+mod test_utils;
+
+pub use backend::{Backend, ConfigSpace};
+pub use mmio::Mmio;
+pub use net::{Net, NetConfig, NetMetrics, Offloads, RxOutcome, VNET_HEADER};
+pub use queues::Queues;
