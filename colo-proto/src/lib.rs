@@ -6,5 +6,6 @@ extern crate alloc;
 
 pub mod id;
 pub mod net;
+pub mod qemu;
 pub mod ram;
 pub mod time;

@@ -1,0 +1,153 @@
+//! Bodies of the fuzz targets. They panic where a law is broken.
+
+use alloc::vec::Vec;
+
+use super::{Expectation, Item, Limits, Reader, Resume, StreamError, Writer};
+use crate::id::PAGE_SIZE;
+
+/// Limits small enough that a fuzzer reaches them.
+fn limits() -> Limits {
+    Limits {
+        ram: 256 << 20,
+        blocks: 16,
+        machine: 64,
+        description: 256 << 10,
+        devices: 512 << 10,
+    }
+}
+
+/// A decoding: the items, the bytes they encode to, how far the reader came, how it ended.
+#[derive(Debug, PartialEq, Eq)]
+struct Decoded {
+    items: Vec<Item>,
+    encoded: Vec<u8>,
+    offset: u64,
+    end: Result<(), StreamError>,
+}
+
+#[expect(
+    clippy::expect_used,
+    reason = "a fuzz body says what is broken by a panic"
+)]
+/// Decodes `data`, given in pieces of `piece` bytes, with page bytes skipped.
+fn decode(data: &[u8], piece: usize) -> Decoded {
+    let mut reader = Reader::new(limits(), Expectation::default());
+    let mut writer = Writer::new();
+    let (mut items, mut encoded, mut at) = (Vec::new(), Vec::new(), 0usize);
+    let mut end = Ok(());
+    'stream: while at < data.len() {
+        // What is left untaken is offered again, with the next piece.
+        let upto = data.len().min(at.saturating_add(piece.max(1)));
+        let mut input = &data[at..upto];
+        loop {
+            let before = reader.offset();
+            match reader.skip_pages(&mut input) {
+                Ok(Some(item)) => {
+                    writer
+                        .write(&item, &mut encoded)
+                        .expect("a reader's items are in order");
+                    if let Item::Page(page) = &item
+                        && !page.zero
+                    {
+                        let from = usize::try_from(reader.offset()).expect("within the data");
+                        let upto = data.len().min(from + PAGE_SIZE as usize);
+                        encoded.extend_from_slice(&data[from..upto]);
+                    }
+                    items.push(item);
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    assert_eq!(reader.demand().then, 0, "a dead reader wants nothing");
+                    end = Err(error);
+                    break 'stream;
+                }
+            }
+            assert!(reader.offset() >= before);
+        }
+        assert!(
+            input.is_empty(),
+            "the reader stopped although it had no item"
+        );
+        assert_eq!(reader.offset(), upto as u64);
+        at = upto;
+    }
+    if end.is_ok() {
+        end = reader.finish();
+    }
+    Decoded {
+        items,
+        encoded,
+        offset: reader.offset(),
+        end,
+    }
+}
+
+/// Any bytes: no panic, the same items at any split, and what was understood encodes to what was
+/// read.
+pub fn stream(data: &[u8]) {
+    let whole = decode(data, data.len());
+    assert!(
+        data.starts_with(&whole.encoded),
+        "what was understood does not encode to what was read"
+    );
+    let piece = data.first().map_or(1, |&b| usize::from(b) + 1);
+    let pieces = decode(data, piece);
+    assert_eq!(whole.items, pieces.items);
+    assert_eq!(whole.encoded, pieces.encoded);
+    assert_eq!(whole.end.is_ok(), pieces.end.is_ok());
+    resume(&whole.items);
+}
+
+/// Whatever state was accepted turns into a stream that is accepted again.
+fn resume(items: &[Item]) {
+    let (mut config, mut ram, mut devices, mut description) = (None, None, None, None);
+    for item in items {
+        match item {
+            Item::Configuration(c) => config = Some(c),
+            Item::RamStart { id, table } => ram = Some((*id, table)),
+            Item::Devices(d) | Item::Blob(d) => devices = Some(d),
+            Item::Description(json) => description = Some(json),
+            _ => {}
+        }
+    }
+    let (Some(config), Some((id, table)), Some(devices)) = (config, ram, devices) else {
+        return;
+    };
+    if table.bytes() > 1 << 20 {
+        return;
+    }
+    let mut plan = Resume::new(config, id, table.clone(), devices, description);
+    let mut pages = 0;
+    while plan
+        .poll(|_| {
+            pages += 1;
+            true
+        })
+        .is_some()
+    {}
+    assert_eq!(pages * PAGE_SIZE, table.bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_after_a_good_start(
+            tail in proptest::collection::vec(any::<u8>(), 0..300),
+        ) {
+            let mut data = b"QEVM\0\0\0\x03\x07\0\0\0\x02pc\x08\0\x08\0\0\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04\
+                \0\0\0\0\0\0\x10\x04\x01a\0\0\0\0\0\0\x10\0\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02".to_vec();
+            data.extend(tail);
+            stream(&data);
+        }
+
+        #[test]
+        fn any_bytes(data in proptest::collection::vec(any::<u8>(), 0..300)) {
+            stream(&data);
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! A recording of a real QEMU 7.2 pair decodes to the last byte and encodes to the same bytes,
+//! however it is cut.
+#![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
+
+use std::{io::Read, path::Path, sync::OnceLock};
+
+use colo_proto::{
+    id::PAGE_SIZE,
+    qemu::{
+        Block, Expectation, Item, Limits, Message, Reader, Replies, Resume, Segment, Within, Writer,
+    },
+};
+
+fn fixture(name: &str) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/fixtures")
+        .join(name);
+    std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn recording() -> &'static [u8] {
+    static RECORDING: OnceLock<Vec<u8>> = OnceLock::new();
+    RECORDING.get_or_init(|| {
+        let packed = fixture("qemu72-pc-1vcpu.p2s.xz");
+        let mut bytes = Vec::new();
+        xz2::read::XzDecoder::new(&packed[..])
+            .read_to_end(&mut bytes)
+            .unwrap();
+        bytes
+    })
+}
+
+fn reader() -> Reader {
+    Reader::new(Limits::default(), Expectation::default())
+}
+
+/// Feeds `data` in pieces that end at `cuts` and at the end; encodes every item again.
+fn reencode(data: &[u8], cuts: impl Iterator<Item = usize>) -> (Vec<Item>, Vec<u8>) {
+    let (mut reader, mut writer) = (reader(), Writer::new());
+    let (mut items, mut out, mut at) = (vec![], Vec::with_capacity(data.len()), 0);
+    for cut in cuts.chain([data.len()]) {
+        let mut input = &data[at..cut];
+        while let Some(item) = reader.skip_pages(&mut input).unwrap() {
+            writer.write(&item, &mut out).unwrap();
+            if matches!(&item, Item::Page(page) if !page.zero) {
+                let from = reader.offset() as usize;
+                out.extend_from_slice(&data[from..from + PAGE_SIZE as usize]);
+            }
+            items.push(item);
+        }
+        assert_eq!(reader.offset(), cut as u64);
+        at = cut;
+    }
+    reader
+        .finish()
+        .unwrap_or_else(|cut| assert_eq!(cut.within, Within::Message, "{cut}"));
+    (items, out)
+}
+
+/// The recording up to the last whole message: the primary was killed after it.
+#[test]
+fn decodes_to_the_last_byte_and_encodes_to_the_same_bytes() {
+    let data = recording();
+    let (items, out) = reencode(data, std::iter::empty());
+    assert!(out == data, "{} of {} bytes", out.len(), data.len());
+    let blobs = items.iter().filter(|i| matches!(i, Item::Blob(_))).count();
+    assert_eq!(blobs, 11);
+    let Some(Item::RamStart { table, .. }) =
+        items.iter().find(|i| matches!(i, Item::RamStart { .. }))
+    else {
+        panic!("no block table");
+    };
+    let names: Vec<&str> = table
+        .blocks()
+        .iter()
+        .map(|b: &Block| b.name.as_str())
+        .collect();
+    assert_eq!(names[0], "pc.ram");
+    assert_eq!(table.blocks()[0].bytes, 80 << 20);
+}
+
+#[test]
+fn decodes_the_same_when_cut_at_every_thousandth_byte() {
+    let data = recording();
+    let (items, out) = reencode(data, (1000..data.len()).step_by(1000));
+    assert!(out == data);
+    assert_eq!(items, reencode(data, std::iter::empty()).0);
+}
+
+#[test]
+fn decodes_the_same_one_byte_at_a_time() {
+    let data = recording();
+    let (items, out) = reencode(data, 1..data.len());
+    assert!(out == data);
+    assert_eq!(items, reencode(data, std::iter::empty()).0);
+}
+
+/// The pull style: exactly what is demanded is read, page bytes go past the reader.
+#[test]
+fn demands_are_exact_and_never_ask_for_page_bytes() {
+    let data = recording();
+    let mut reader = reader();
+    let (mut at, mut small, mut placed) = (0usize, 0usize, 0usize);
+    loop {
+        let demand = reader.demand();
+        if let Some(place) = demand.place {
+            let n = (PAGE_SIZE as usize - place.skip).min(data.len() - at);
+            reader.handle_placed(n).unwrap();
+            (at, placed) = (at + n, placed + n);
+        }
+        let upto = data.len().min(at + demand.then);
+        let mut input = &data[at..upto];
+        while reader.handle_bytes(&mut input).unwrap().is_some() {}
+        small += upto - at - input.len();
+        at = upto - input.len();
+        if at == data.len() {
+            break;
+        }
+    }
+    assert_eq!(small + placed, data.len());
+    assert_eq!(placed % PAGE_SIZE as usize, 0);
+    assert!(small < data.len() / 50, "{small} small bytes");
+}
+
+#[test]
+fn every_prefix_of_a_recording_ends_in_a_named_place() {
+    let data = recording();
+    let mut reader = reader();
+    let mut at = 0;
+    for cut in (0..data.len()).step_by(9973) {
+        let mut input = &data[at..cut];
+        while reader.skip_pages(&mut input).unwrap().is_some() {}
+        at = cut;
+        if let Err(cut_error) = reader.finish() {
+            assert_eq!(cut_error.offset, cut as u64);
+        }
+    }
+}
+
+#[test]
+fn the_secondarys_side_of_the_recording_is_ready_and_eleven_times_three_replies() {
+    let data = fixture("qemu72-pc-1vcpu.s2p");
+    let (mut replies, mut input, mut got) = (Replies::new(), &data[..], vec![]);
+    while let Some(reply) = replies.read(&mut input).unwrap() {
+        got.extend(reply.encode());
+    }
+    replies.finish().unwrap();
+    assert_eq!(got, data);
+    assert_eq!(replies.due(), Message::CheckpointReply);
+}
+
+/// Spec resume: a held checkpoint is a migration stream with every page once.
+#[test]
+fn a_checkpoint_turns_into_a_stream_that_decodes_to_the_same_state() {
+    let data = recording();
+    let (items, _) = reencode(data, std::iter::empty());
+    let (mut config, mut ram, mut blob, mut json) = (None, None, None, None);
+    for item in &items {
+        match item {
+            Item::Configuration(c) => config = Some(c.clone()),
+            Item::RamStart { id, table } => ram = Some((*id, table.clone())),
+            Item::Blob(b) => blob = Some(b.clone()),
+            Item::Description(d) => json = Some(d.clone()),
+            _ => {}
+        }
+    }
+    let ((id, table), blob, config) = (ram.unwrap(), blob.unwrap(), config.unwrap());
+    let mut resume = Resume::new(&config, id, table.clone(), &blob, json.as_ref());
+    let (mut stream, mut asked) = (vec![], 0u64);
+    while let Some(segment) = resume.poll(|run| {
+        asked += 1;
+        run.first.is_multiple_of(2)
+    }) {
+        match segment {
+            Segment::Bytes(bytes) => stream.extend_from_slice(&bytes),
+            Segment::Page(run) => {
+                assert!(!run.first.is_multiple_of(2));
+                stream.extend(std::iter::repeat_n(run.first as u8, PAGE_SIZE as usize));
+            }
+            _ => unreachable!("no other segment"),
+        }
+    }
+    assert_eq!(asked, table.bytes() / PAGE_SIZE);
+    // An ordinary migration has no command 8: the COLO reader says so and stops there.
+    let (mut plain, mut input) = (reader(), &stream[..]);
+    let error = loop {
+        if let Err(error) = plain.skip_pages(&mut input) {
+            break error;
+        }
+    };
+    assert!(error.to_string().contains("command 8"), "{error}");
+    // With it put back, the stream decodes, and every page stands in it once.
+    let start = 8 + 5 + config.machine.as_str().len();
+    stream.splice(start..start, *b"\x08\0\x08\0\0");
+    let (mut reader, mut input, mut pages) = (reader(), &stream[..], 0u64);
+    while let Some(item) = reader.skip_pages(&mut input).unwrap() {
+        pages += u64::from(matches!(item, Item::Page(_)));
+    }
+    assert_eq!(pages, table.bytes() / PAGE_SIZE);
+}
