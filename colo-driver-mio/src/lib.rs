@@ -1,5 +1,6 @@
 //! To be written.
 
 pub mod config;
+pub mod control;
 pub mod demo;
 pub mod frame_socket;

@@ -211,9 +211,14 @@ impl Pair {
 
 impl Protection {
     fn check(&self) -> Result<(), Wrong> {
-        within("protection.longest", self.longest, 1, 20_000)?;
-        within("protection.shortest", self.shortest, 0, 20_000)?;
-        within("protection.hold_longest", self.hold_longest, 1, 20_000)?;
+        within("protection.longest", self.longest, 1, 3_600_000)?;
+        within("protection.shortest", self.shortest, 0, 3_600_000)?;
+        within(
+            "protection.compare_timeout",
+            self.compare_timeout,
+            1,
+            60_000,
+        )?;
         if self.shortest > self.longest {
             return wrong(
                 "protection.shortest",
@@ -243,14 +248,14 @@ impl Member {
     /// How long the primary may speak after an acknowledged heartbeat.
     #[must_use]
     pub fn lease(&self) -> Duration {
-        self.lease.map_or(self.detection.0 / 3, |span| span.0)
+        self.lease.map_or(self.detection.0 * 5 / 12, |span| span.0)
     }
 
     /// Silence after which the primary asks to go on alone.
     #[must_use]
     pub fn primary_silence(&self) -> Duration {
         self.primary_silence
-            .map_or(self.detection.0 / 2, |span| span.0)
+            .map_or(self.detection.0 * 7 / 12, |span| span.0)
     }
 
     fn check(&self) -> Result<(), Wrong> {

@@ -178,7 +178,7 @@ pub struct Protection {
     /// When the primary runs on.
     pub resume: ResumeName,
     /// Longest wait of one output frame for its match before a checkpoint is taken (lockstep).
-    pub hold_longest: Span,
+    pub compare_timeout: Span,
     /// Most bytes of output that may wait.
     pub hold_bytes: Size,
 }
@@ -212,11 +212,12 @@ pub struct Member {
     /// Interval of heartbeats; a twelfth of `detection` if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub beat: Option<Span>,
-    /// How long the primary may speak after a heartbeat that was acknowledged; a third of
+    /// How long the primary may speak after a heartbeat that was acknowledged; five twelfths of
     /// `detection` if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lease: Option<Span>,
-    /// Silence after which the primary asks to go on alone; half of `detection` if absent.
+    /// Silence after which the primary asks to go on alone; seven twelfths of `detection` if
+    /// absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub primary_silence: Option<Span>,
 }
@@ -292,9 +293,9 @@ impl Default for Protection {
         Self {
             mode: ModeName::Standby,
             longest: Span::from_millis(100),
-            shortest: Span::from_millis(10),
+            shortest: Span::from_millis(5),
             resume: ResumeName::AfterCapture,
-            hold_longest: Span::from_millis(50),
+            compare_timeout: Span::from_millis(100),
             hold_bytes: Size::mib(16),
         }
     }
