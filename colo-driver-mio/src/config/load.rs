@@ -64,7 +64,7 @@ impl Config {
         }
         let text = fs::read_to_string(path).map_err(read)?;
         let mut config = Self::parse(&text, &shown)?;
-        config.resolve(path.parent().unwrap_or(Path::new(".")));
+        config.resolve(path.parent().unwrap_or_else(|| Path::new(".")));
         config.check(purpose, &shown)?;
         Ok(config)
     }

@@ -1,2 +1,56 @@
-//! To be written.
-fn main() {}
+//! `colod`: two hosts, one VM.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `cli.rs` | the command line and its help |
+//! | `logging.rs` | where logs go |
+//! | `signals.rs` | Ctrl-C and TERM |
+//! | `ctl.rs` | `colod ctl`: talks to a running daemon |
+
+mod cli;
+mod ctl;
+mod logging;
+mod signals;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use colo_driver_mio::config::{Config, Purpose};
+
+use cli::{Cli, Command};
+
+/// An error as a person reads it: one line that says what, where and what to do.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Command::Check(args) => check(&args),
+        Command::Ctl(args) => ctl::run(&args),
+        other => Err(format!("{other:?}: not yet").into()),
+    };
+    match done {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("colod: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `colod check`.
+fn check(args: &cli::ConfigArgs) -> Result<ExitCode, Failure> {
+    let config = Config::load(&args.config, Purpose::Check)?;
+    let pair = match &config.pair {
+        Some(pair) => format!("node {} of pair {}", pair.node, pair.id),
+        None => "no pair, so only `colod run` can use it".into(),
+    };
+    println!(
+        "{}: good: {} with {} vCPU, {} of memory; {pair}",
+        args.config.display(),
+        config.vm.name,
+        config.vm.vcpus,
+        config.vm.memory
+    );
+    Ok(ExitCode::SUCCESS)
+}

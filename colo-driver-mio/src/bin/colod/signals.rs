@@ -1,0 +1,65 @@
+//! Ctrl-C and TERM: the first asks for an orderly end, the second ends at once.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    flag,
+    iterator::{Handle, Signals},
+};
+
+/// Exit status after Ctrl-C, as shells expect it.
+pub(crate) const INTERRUPTED: u8 = 130;
+
+/// Remembers whether the user wants an end, and tells someone.
+#[derive(Debug)]
+pub(crate) struct Interrupt {
+    asked: Arc<AtomicBool>,
+    handle: Handle,
+}
+
+impl Interrupt {
+    /// Calls `tell` at the first signal. A second one ends the process at once.
+    ///
+    /// # Errors
+    /// The handlers cannot be installed.
+    pub(crate) fn start(tell: impl Fn() + Send + 'static) -> io::Result<Self> {
+        let asked = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            // Order matters: the exit looks at the flag before the next line sets it.
+            flag::register_conditional_shutdown(
+                signal,
+                i32::from(INTERRUPTED),
+                Arc::clone(&asked),
+            )?;
+            flag::register(signal, Arc::clone(&asked))?;
+        }
+        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+        let handle = signals.handle();
+        std::thread::Builder::new()
+            .name("signals".into())
+            .spawn(move || {
+                if signals.forever().next().is_some() {
+                    tell();
+                }
+            })?;
+        Ok(Self { asked, handle })
+    }
+
+    /// Whether the user wants an end.
+    pub(crate) fn asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Interrupt {
+    fn drop(&mut self) {
+        self.handle.close();
+    }
+}
