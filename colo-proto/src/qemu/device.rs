@@ -2,7 +2,7 @@
 //! (spec stream section 13).
 //!
 //! In the initial migration the description gives every size, and the sizes must tile the bytes
-//! exactly. In a checkpoint there is no description: a section ends at its footer if a known later
+//! exactly. In a checkpoint there is no description: a section ends at its footer if a known
 //! device or the end follows.
 
 use alloc::vec::Vec;
@@ -248,7 +248,7 @@ pub(super) fn split(
             footer_at(bytes, end, head.id) && {
                 let after = end + FOOTER;
                 bytes.get(after..) == Some(&[kind::EOF])
-                    || follower(bytes, after, known, which + 1).is_some()
+                    || follower(bytes, after, known, 0).is_some()
             }
         };
         let end = Some(start.saturating_add(guess))

@@ -6,7 +6,6 @@ use super::item::{BlockTable, Name};
 
 /// Bounds that hold before anything is allocated (spec stream section 11).
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Limits {
     /// All RAM blocks together, bytes. Default 64 GiB.
     pub ram: u64,
@@ -34,7 +33,6 @@ impl Default for Limits {
 
 /// What this side knows about the sender beforehand; what is not set is taken from the stream.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-#[non_exhaustive]
 pub struct Expectation {
     /// The machine type, compared whole (spec qemu-notes B14).
     pub machine: Option<Name>,
