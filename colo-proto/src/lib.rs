@@ -5,6 +5,7 @@
 extern crate alloc;
 
 pub mod id;
+pub mod member;
 pub mod net;
 pub mod qemu;
 pub mod ram;

@@ -20,6 +20,9 @@ impl Instant {
     /// The origin.
     pub const ZERO: Self = Self(0);
 
+    /// The end of time: later than everything that happens. A deadline that never passes.
+    pub const END: Self = Self(u64::MAX);
+
     /// `nanos` nanoseconds after the origin.
     #[must_use]
     pub const fn from_nanos(nanos: u64) -> Self {

@@ -1,0 +1,276 @@
+//! Row 0 and spec heartbeat section 11: what a new process may conclude from its record; and the
+//! operator's commands, which are the other way in.
+
+use super::{
+    Arbitration, Claim, Command, Critical, Datagram, Flags, Footing, Member, MemberEvent,
+    MemberState, Mode, Register,
+    phase::{Fenced, Idle, Opening, Phase, Syncing},
+};
+use crate::{id::Generation, time::Instant};
+
+impl Member {
+    /// The memory of the last process is gone; its promises are not.
+    pub(super) fn resume_from_record(&mut self, now: Instant) {
+        let arbiter = self.has_arbiter();
+        match self.record.claim {
+            Claim::None => {}
+            // With an arbiter, `learn_idle` resolves these; the intention comes before anything
+            // else (O7).
+            Claim::Arbitrating { ballot, from } if arbiter => {
+                let after = self.last_write();
+                self.cast(now, ballot, from, after);
+            }
+            Claim::Solo | Claim::Granted if arbiter => {}
+            Claim::Solo
+            | Claim::Arbitrating {
+                from: Footing::Solo,
+                ..
+            } => {
+                let expect = self.generation;
+                self.claim(now, Footing::Solo, expect, Mode::Solo, self.me);
+            }
+            Claim::DualOwner
+            | Claim::Yielded
+            | Claim::Arbitrating {
+                from: Footing::DualOwner,
+                ..
+            } => self.yield_vm(now, false),
+            Claim::DualPartner
+            | Claim::Arbitrating {
+                from: Footing::DualPartner,
+                ..
+            } => self.abstain_anew(),
+            Claim::Granted | Claim::Stale | Claim::Syncing => {
+                self.enter(Phase::Syncing(Syncing::default()));
+            }
+            Claim::Abstained => self.enter(Phase::Syncing(Syncing {
+                synced: None,
+                abstaining: Some(self.last_write()),
+            })),
+        }
+    }
+
+    /// The replica was in memory: abstain from the generation it was for.
+    fn abstain_anew(&mut self) {
+        self.record.abstained = self.generation;
+        let abstaining = Some(self.persist(Claim::Abstained));
+        self.enter(Phase::Syncing(Syncing {
+            synced: None,
+            abstaining,
+        }));
+    }
+
+    /// 0: what the register says.
+    pub(super) fn learn_idle(&mut self, now: Instant, register: Register) {
+        let generation = register.generation;
+        if generation == Generation(0) {
+            self.event(MemberEvent::WaitingForOperator);
+            return;
+        }
+        let claim = self.record.claim;
+        let ours = |request| request == register.request;
+        if register.owner != self.me {
+            self.generation = generation;
+            let partner = register.mode == Some(Mode::Dual) && register.partner == self.me;
+            match claim {
+                Claim::Arbitrating {
+                    from: Footing::DualPartner,
+                    ..
+                } if partner => self.abstain_anew(),
+                // Handed back. Should the peer have no use for it either, it comes to us again
+                // and we boot from the disk.
+                Claim::Arbitrating {
+                    from: Footing::DualOwner,
+                    ballot,
+                } if ours(ballot.request) => {
+                    self.persist(Claim::Yielded);
+                    self.enter(Phase::Fenced(Fenced {
+                        intact: false,
+                        was: Footing::DualOwner,
+                        of: generation,
+                        yielding: None,
+                    }));
+                }
+                _ => {
+                    self.persist(Claim::Stale);
+                    self.enter(Phase::Syncing(Syncing::default()));
+                }
+            }
+            return;
+        }
+        let solo = register.mode == Some(Mode::Solo);
+        self.generation = generation;
+        match claim {
+            Claim::Arbitrating {
+                from: Footing::Solo,
+                ballot,
+            } if solo && ours(ballot.request) => self.become_solo(generation, Opening::ColdBoot),
+            Claim::Arbitrating {
+                from: Footing::DualPartner,
+                ..
+            }
+            | Claim::Granted
+                if solo =>
+            {
+                self.hand_back(now, Footing::DualPartner);
+            }
+            Claim::Arbitrating {
+                from: Footing::DualOwner,
+                ..
+            } if solo => {
+                let until = now + self.config.secondary_silence * 2;
+                if let Phase::Idle(idle) = &mut self.phase {
+                    idle.hand_back_until.get_or_insert(until);
+                }
+            }
+            _ if solo => self.boot(now),
+            // No dual-start was sent for this generation, or we served alone after it.
+            Claim::Solo
+            | Claim::Arbitrating {
+                from: Footing::Solo,
+                ..
+            } => self.boot(now),
+            _ => self.yield_vm(now, false),
+        }
+    }
+
+    /// Asks for a generation to boot from the disk in.
+    fn boot(&mut self, now: Instant) {
+        let expect = self.generation;
+        self.claim(now, Footing::Solo, expect, Mode::Solo, self.me);
+    }
+
+    /// 0, granted and never used: hand it to a peer that still has the VM of that generation, or
+    /// boot from the disk, which has everything that was let out.
+    pub(super) fn idle_timeout(&mut self, now: Instant) {
+        let Phase::Idle(Idle {
+            hand_back_until: Some(until),
+        }) = self.phase
+        else {
+            return;
+        };
+        let has_vm = self.peer.flags.has(Flags::CAPABLE)
+            && self.peer.generation.next() == self.generation
+            && matches!(
+                self.peer.state,
+                Some(
+                    MemberState::Fenced
+                        | MemberState::Secondary
+                        | MemberState::SecondaryArbitrating
+                )
+            );
+        if has_vm {
+            self.phase = Phase::Idle(Idle::default());
+            self.hand_back(now, Footing::DualOwner);
+        } else if now >= until {
+            self.become_solo(self.generation, Opening::ColdBoot);
+        }
+    }
+
+    /// 1: the register names us, but there is nothing here to serve with. A fenced peer may still
+    /// have the VM, or the disk.
+    pub(super) fn learn_syncing(&mut self, now: Instant, register: Register) {
+        if !register.is_solo_of(self.me) {
+            return;
+        }
+        if self.peer.state == Some(MemberState::Fenced) {
+            self.generation = register.generation;
+            self.hand_back(now, Footing::DualPartner);
+        } else {
+            self.event(MemberEvent::WaitingForOperator);
+        }
+    }
+
+    /// 0: a node says that it owns the VM alone. If that is news, there is nothing to resolve.
+    pub(super) fn overruled_idle(&mut self, d: &Datagram) {
+        let known = match self.record.claim {
+            Claim::Arbitrating { ballot, .. } => ballot.expect,
+            _ => self.record.generation,
+        };
+        if d.generation > known.max(self.generation) {
+            self.generation = d.generation;
+            self.persist(Claim::Stale);
+            self.enter(Phase::Syncing(Syncing::default()));
+        }
+    }
+
+    /// Carries out an operator command, or says that it does not fit.
+    pub(super) fn operator(&mut self, now: Instant, command: Command) {
+        let state = self.state();
+        let asking = self.inquiry.as_ref().is_some_and(|i| i.ballot().is_some());
+        match (command, &self.phase) {
+            (Command::Create, Phase::Idle(_)) if self.record.claim == Claim::None => {
+                self.claim(now, Footing::Solo, Generation(0), Mode::Solo, self.me);
+            }
+            (Command::Join, Phase::Idle(_)) if self.record.claim == Claim::None && !asking => {
+                self.persist(Claim::Syncing);
+                self.enter(Phase::Syncing(Syncing::default()));
+            }
+            (Command::Join, Phase::Fenced(_)) if !asking => {
+                self.give_up_state();
+                self.enter(Phase::Syncing(Syncing::default()));
+            }
+            (Command::FailOver, Phase::Dual(_)) => self.arbitrate(now),
+            (Command::FailOver, Phase::Secondary(_)) => self.bid(now, false, true),
+            (Command::Yield, Phase::Dual(pair)) if self.partner_can_take_over(pair) => {
+                self.give_away(now);
+            }
+            (Command::Detach, Phase::Secondary(_)) => self.abstain(now),
+            (Command::Detach, Phase::Dual(_) | Phase::PrimaryArbitrating(_) | Phase::Solo(_)) => {
+                self.replication_dead();
+            }
+            (Command::Override, phase) => match phase {
+                Phase::PrimaryArbitrating(_) => self.override_with(now, Some(Opening::GoOn)),
+                Phase::Idle(_) => self.override_with(now, Some(Opening::ColdBoot)),
+                Phase::Fenced(f) => {
+                    let how = match (f.intact, f.was) {
+                        (true, Footing::DualPartner) => Opening::TakeOver,
+                        (true, _) => Opening::Resume,
+                        (false, _) => Opening::ColdBoot,
+                    };
+                    self.override_with(now, Some(how));
+                }
+                Phase::SecondaryArbitrating(_) => self.override_with(now, None),
+                _ => self.event(MemberEvent::Refused { command, state }),
+            },
+            _ => self.event(MemberEvent::Refused { command, state }),
+        }
+    }
+
+    /// Owner by the operator's word. The register is told in the background; if it disagrees, we
+    /// stop.
+    fn override_with(&mut self, now: Instant, how: Option<Opening>) {
+        self.event(MemberEvent::Critical(Critical::OverrideUsed));
+        let expect = match self.config.arbitration {
+            Arbitration::Arbiter { .. } => self.record.seen.max(match self.record.claim {
+                Claim::Arbitrating { ballot, .. } => ballot.expect,
+                _ => Generation(0),
+            }),
+            Arbitration::Fence | Arbitration::None { .. } => self.generation,
+        };
+        let asked = self.inquiry.take().filter(|i| {
+            i.ballot()
+                .is_some_and(|b| b.owner == self.me && b.mode == Mode::Solo)
+        });
+        let generation = expect.max(self.generation).next();
+        match how {
+            Some(how) => self.become_solo(generation, how),
+            None => self.learn_bid(now, self.word_of_operator(generation)),
+        }
+        if self.has_arbiter() {
+            match asked {
+                Some(inquiry) => self.inquiry = Some(inquiry),
+                None => self.tell_arbiter(now, expect),
+            }
+        }
+    }
+
+    fn word_of_operator(&self, generation: Generation) -> Register {
+        Register {
+            generation,
+            mode: Some(Mode::Solo),
+            owner: self.me,
+            ..Register::default()
+        }
+    }
+}
