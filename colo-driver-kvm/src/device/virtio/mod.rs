@@ -12,6 +12,8 @@
 //! | `queues.rs` | [`Queues`]: what a device type works with; when guest memory may be touched |
 //! | `ring.rs`, `chain.rs` | one split ring; one request of it |
 //! | `net/` | the network card: frames out under an epoch, frames in with an index |
+//! | `block/` | the disk, over an image that knows which of its pages were written |
+//! | `rng.rs`, `console.rs` | entropy; lines out and in |
 //! | `test_utils.rs` | a driver for the tests, which speaks through the registers and its own RAM |
 //!
 //! Rules of work: a call serves at most a ring of requests, a request has at most 256 buffers, and each device type
@@ -19,15 +21,21 @@
 //! until the guest resets it; a request that makes no sense is completed empty or with an error.
 
 mod backend;
+mod block;
 mod chain;
+mod console;
 mod mmio;
 mod net;
 mod queues;
 mod ring;
+mod rng;
 #[cfg(test)]
 mod test_utils;
 
 pub use backend::{Backend, ConfigSpace};
+pub use block::{Block, BlockMetrics, Disk, DiskError};
+pub use console::Console;
 pub use mmio::Mmio;
 pub use net::{Net, NetConfig, NetMetrics, Offloads, RxOutcome, VNET_HEADER};
 pub use queues::Queues;
+pub use rng::Rng;

@@ -123,6 +123,27 @@ impl Queues {
         self.on_ring(index, Ring::disarm);
     }
 
+    /// Serves at most `most` requests of a ring: `each` returns how many bytes it wrote. Returns whether requests are
+    /// left.
+    pub(crate) fn serve(
+        &mut self,
+        index: usize,
+        chain: &mut Chain,
+        most: usize,
+        mut each: impl FnMut(&GuestRam, &Chain) -> usize,
+    ) -> bool {
+        let mut served = 0;
+        while served < most && self.pop(index, chain) {
+            let written = each(&self.ram, chain);
+            self.complete(index, chain, written);
+            served += 1;
+        }
+        if served > 0 {
+            self.signal(index);
+        }
+        self.arm(index)
+    }
+
     /// Tells the guest that the configuration space changed.
     pub(crate) fn config_changed(&mut self) {
         self.config_generation = self.config_generation.wrapping_add(1);
