@@ -7,3 +7,4 @@ compile_error!("colo-driver-kvm drives KVM on x86-64 Linux only");
 pub mod device;
 pub mod dirty;
 pub mod memory;
+pub mod tap;

@@ -28,7 +28,7 @@ pub(super) const TX: usize = 1;
 /// What the guest may leave to others. The default is nothing: frames are whole, and need no header.
 ///
 /// With any of them, frames on the loop's side begin with the 12-byte header ([`VNET_HEADER`]), which says what is
-/// left to do; a tap opened with the same value speaks that way.
+/// left to do; a [`Tap`](crate::tap::Tap) opened with the same value speaks that way.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Offloads {
     /// Checksums, in both directions.
