@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::wire::{Refused, Reply, Request, WireError, line, read_line};
 
@@ -102,14 +102,16 @@ impl Client {
         }
     }
 
-    /// Listens to events from now on, until the daemon ends.
+    /// Listens to events until the daemon ends: from now on, or also to those of the past that it
+    /// still remembers.
     ///
     /// # Errors
     /// As [`execute`](Self::execute).
     pub fn events(
         mut self,
+        history: bool,
     ) -> Result<impl Iterator<Item = Result<Value, WireError>> + Send, ClientError> {
-        self.execute("events", Value::Null)?;
+        self.execute("events", json!({ "history": history }))?;
         let (mut bytes, mut ended) = (Vec::new(), false);
         Ok(std::iter::from_fn(move || {
             if ended {

@@ -11,9 +11,18 @@ use serde_json::{Value, json};
 /// Events that wait for one listener; then the oldest are lost.
 const WAITING_MOST: usize = 4_096;
 
+/// Past events that are kept for listeners who ask for them.
+const HISTORY_MOST: usize = 1_024;
+
 /// Hands every event to every listener. Never waits for one.
 #[derive(Clone, Debug, Default)]
-pub struct Hub(Arc<Mutex<Vec<Weak<Queue>>>>);
+pub struct Hub(Arc<Mutex<Shared>>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    queues: Vec<Weak<Queue>>,
+    history: VecDeque<Value>,
+}
 
 #[derive(Debug, Default)]
 struct Queue {
@@ -37,36 +46,39 @@ impl Queue {
 impl Hub {
     /// Tells everybody.
     pub fn publish(&self, event: &Value) {
-        self.each(|waiting| {
-            if waiting.events.len() == WAITING_MOST {
-                waiting.events.pop_front();
-                waiting.lost += 1;
-            }
-            waiting.events.push_back(event.clone());
-        });
+        let mut shared = self.lock();
+        if shared.history.len() == HISTORY_MOST {
+            shared.history.pop_front();
+        }
+        shared.history.push_back(event.clone());
+        shared.each(|waiting| waiting.push(event.clone()));
     }
 
     /// No events will follow: listeners end when they have read what waits.
     pub fn end(&self) {
-        self.each(|waiting| waiting.ended = true);
+        self.lock().each(|waiting| waiting.ended = true);
     }
 
-    /// Whether anybody listens; an event that nobody hears need not be made.
+    /// Listens from now on, or to what is kept of the past too.
     #[must_use]
-    pub fn heard(&self) -> bool {
-        self.lock().iter().any(|queue| queue.strong_count() > 0)
-    }
-
-    /// Listens from now on.
-    #[must_use]
-    pub fn listen(&self) -> Listener {
+    pub fn listen(&self, history: bool) -> Listener {
         let queue = Arc::new(Queue::default());
-        self.lock().push(Arc::downgrade(&queue));
+        let mut shared = self.lock();
+        if history {
+            queue.lock().events.clone_from(&shared.history);
+        }
+        shared.queues.push(Arc::downgrade(&queue));
         Listener(queue)
     }
 
-    fn each(&self, act: impl Fn(&mut Waiting)) {
-        self.lock().retain(|queue| {
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    fn each(&mut self, act: impl Fn(&mut Waiting)) {
+        self.queues.retain(|queue| {
             queue.upgrade().is_some_and(|queue| {
                 act(&mut queue.lock());
                 queue.changed.notify_all();
@@ -74,9 +86,15 @@ impl Hub {
             })
         });
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Queue>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+impl Waiting {
+    fn push(&mut self, event: Value) {
+        if self.events.len() == WAITING_MOST {
+            self.events.pop_front();
+            self.lost += 1;
+        }
+        self.events.push_back(event);
     }
 }
 
@@ -121,8 +139,7 @@ mod tests {
     #[test]
     fn a_slow_listener_loses_the_oldest_and_is_told() {
         let hub = Hub::default();
-        assert!(!hub.heard());
-        let listener = hub.listen();
+        let listener = hub.listen(false);
         for n in 0..WAITING_MOST + 3 {
             hub.publish(&json!(n));
         }
@@ -134,8 +151,20 @@ mod tests {
             assert!(matches!(listener.next(Duration::ZERO), Heard::Event(_)));
         }
         assert_eq!(listener.next(Duration::ZERO), Heard::Ended);
-        drop(listener);
-        hub.publish(&json!(0));
-        assert!(!hub.heard());
+    }
+
+    #[test]
+    fn the_past_is_told_to_whoever_asks_for_it() {
+        let hub = Hub::default();
+        for n in 0..HISTORY_MOST + 2 {
+            hub.publish(&json!(n));
+        }
+        assert_eq!(hub.listen(false).next(Duration::ZERO), Heard::Nothing);
+        let listener = hub.listen(true);
+        hub.publish(&json!("now"));
+        for n in 2..HISTORY_MOST + 2 {
+            assert_eq!(listener.next(Duration::ZERO), Heard::Event(json!(n)));
+        }
+        assert_eq!(listener.next(Duration::ZERO), Heard::Event(json!("now")));
     }
 }

@@ -164,7 +164,7 @@ fn serve(stream: &UnixStream, operator: &dyn Operator, hub: &Hub) -> Result<(), 
             }
         };
         if request.execute == "events" {
-            let listener = hub.listen();
+            let listener = hub.listen(request.arguments.get("history") == Some(&Value::Bool(true)));
             out.write_all(&reply_line(&Reply::Return(json!({})), request.id))?;
             return stream_events(stream, &listener);
         }
@@ -265,7 +265,7 @@ mod tests {
     #[test]
     fn events_reach_whoever_listens_until_the_server_ends() {
         let (_dir, path, server, hub) = server();
-        let mut events = Client::connect(&path).unwrap().events().unwrap();
+        let mut events = Client::connect(&path).unwrap().events(false).unwrap();
         hub.publish(&json!({ "event": "A" }));
         assert_eq!(events.next().unwrap().unwrap()["event"], "A");
         drop(server);

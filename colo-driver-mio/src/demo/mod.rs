@@ -5,16 +5,22 @@
 //! |---|---|
 //! | `switch.rs` | [`Switch`]: a learning switch between Unix sockets, which remembers who spoke for which address |
 //! | `client.rs` | [`Client`]: a TCP stack of its own that works with the guest's server and checks every byte |
+//! | `stage.rs` | [`Stage`]: two hosts on one machine, their configurations and the daemons on them |
+//! | `daemon.rs` | [`Daemon`]: one daemon as a process, with everything it reports |
 //! | `http.rs` | requests, incremental answers, what a good answer is |
 
 mod client;
+mod daemon;
 #[cfg(test)]
 mod fake_server;
 mod http;
+mod stage;
 mod switch;
 
 pub use client::{Answered, Client, Fault, Plan, Report};
+pub use daemon::Daemon;
 pub use http::{Asked, HttpFault};
+pub use stage::{Host, Settings, Stage};
 pub use switch::{Sighting, Switch};
 
 /// Nanoseconds of the monotonic clock, which all processes of a host share.

@@ -65,7 +65,7 @@ fn request(ask: &Ask) -> Result<(String, Value), Failure> {
 }
 
 fn events(client: Client, as_json: bool) -> Result<ExitCode, Failure> {
-    for event in client.events()? {
+    for event in client.events(false)? {
         let event = event?;
         if as_json {
             println!("{event}");

@@ -1,0 +1,308 @@
+//! Two hosts on one machine: each a directory, addresses and a control socket; and the daemons on
+//! them as real processes.
+
+use std::{
+    fs, io,
+    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use super::{Daemon, Switch};
+use crate::config::{
+    Arbiter, ArbiterKind, Backend, Config, Console, Control, Disk, Endpoint, HeartbeatPath, Hex,
+    Log, LogFormat, Mac, Member, Net, Pair, Protection, Serial, Size, Vm,
+};
+
+const PATHS: usize = 2;
+
+/// What all daemons of a stage have in common.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The guest.
+    pub vm: Vm,
+    /// When checkpoints are taken.
+    pub protection: Protection,
+    /// How fast a dead peer is noticed.
+    pub member: Member,
+    /// The guest's disk.
+    pub disk: Option<Disk>,
+    /// Who decides: a file in the stage's directory, or nobody.
+    pub arbiter: ArbiterKind,
+    /// The guest's hardware address.
+    pub mac: Mac,
+    /// Its Internet address, announced after a takeover.
+    pub guest: Ipv4Addr,
+    /// Log level of the daemons.
+    pub log: String,
+}
+
+impl Settings {
+    /// The built-in server, protected as the demo does it.
+    #[must_use]
+    pub fn demo() -> Self {
+        Self {
+            vm: Vm {
+                name: "demo".into(),
+                kernel: "builtin:server".into(),
+                initrd: None,
+                cmdline: String::new(),
+                vcpus: 1,
+                memory: Size::mib(128),
+            },
+            protection: Protection::default(),
+            member: Member::default(),
+            disk: None,
+            arbiter: ArbiterKind::File,
+            mac: Net::default().mac,
+            guest: Ipv4Addr::new(10, 0, 2, 15),
+            log: "info".into(),
+        }
+    }
+}
+
+/// One of the two hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// The first.
+    A,
+    /// The second.
+    B,
+}
+
+impl Host {
+    /// The other one.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::A => Self::B,
+            Self::B => Self::A,
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::A => "alpha",
+            Self::B => "beta",
+        }
+    }
+
+    const fn node(self) -> u8 {
+        match self {
+            Self::A => 1,
+            Self::B => 2,
+        }
+    }
+}
+
+/// The machine-local world: a directory that is gone afterwards, a switch, two hosts.
+#[derive(Debug)]
+pub struct Stage {
+    exe: PathBuf,
+    directory: PathBuf,
+    keep: bool,
+    switch: Switch,
+    settings: Settings,
+    id: Hex,
+    streams: [SocketAddr; 2],
+    beats: [[SocketAddr; PATHS]; 2],
+    started: u32,
+}
+
+impl Stage {
+    /// Sets everything up; `exe` is `colod`.
+    ///
+    /// # Errors
+    /// No room for files, or no port is free.
+    pub fn new(exe: &Path, settings: Settings) -> io::Result<Self> {
+        static STAGES: AtomicU32 = AtomicU32::new(0);
+        let number = STAGES.fetch_add(1, Ordering::Relaxed);
+        let directory =
+            std::env::temp_dir().join(format!("colod-stage-{}-{number}", std::process::id()));
+        fs::create_dir(&directory)?;
+        let id = u128::from(super::now()) << 64 | u128::from(std::process::id());
+        fs::write(directory.join("pair.key"), key(id))?;
+        // Held until all are chosen, so that no two are the same.
+        let tcp = [
+            TcpListener::bind("127.0.0.1:0")?,
+            TcpListener::bind("127.0.0.1:0")?,
+        ];
+        let mut udp = Vec::new();
+        for _ in 0..2 * PATHS {
+            udp.push(UdpSocket::bind("127.0.0.1:0")?);
+        }
+        let beat = |at: usize| -> io::Result<SocketAddr> {
+            udp.get(at).ok_or(io::ErrorKind::NotFound)?.local_addr()
+        };
+        Ok(Self {
+            exe: exe.to_owned(),
+            keep: false,
+            switch: Switch::start(&directory.join("switch.sock"))?,
+            settings,
+            id: Hex(id.to_be_bytes()),
+            streams: [tcp[0].local_addr()?, tcp[1].local_addr()?],
+            beats: [[beat(0)?, beat(1)?], [beat(2)?, beat(3)?]],
+            started: 0,
+            directory,
+        })
+    }
+
+    /// Leaves configurations and logs behind, and says where.
+    pub fn keep(&mut self) -> &Path {
+        self.keep = true;
+        &self.directory
+    }
+
+    /// Where configurations and logs lie.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The network.
+    #[must_use]
+    pub const fn switch(&self) -> &Switch {
+        &self.switch
+    }
+
+    /// Where to plug into it.
+    #[must_use]
+    pub fn switch_path(&self) -> PathBuf {
+        self.directory.join("switch.sock")
+    }
+
+    /// Where a host's daemon listens for its peer's streams.
+    #[must_use]
+    pub const fn stream_address(&self, host: Host) -> SocketAddr {
+        match host {
+            Host::A => self.streams[0],
+            Host::B => self.streams[1],
+        }
+    }
+
+    /// Where a host's daemon listens for heartbeats.
+    #[must_use]
+    pub const fn beat_addresses(&self, host: Host) -> [SocketAddr; PATHS] {
+        match host {
+            Host::A => self.beats[0],
+            Host::B => self.beats[1],
+        }
+    }
+
+    /// What the daemons to come have in common; those that run are not changed.
+    pub const fn settings(&mut self) -> &mut Settings {
+        &mut self.settings
+    }
+
+    /// Starts `colod primary`, `colod secondary` or `colod run` on a host.
+    ///
+    /// # Errors
+    /// The program cannot be started.
+    pub fn start(&mut self, host: Host, command: &str) -> io::Result<Daemon> {
+        self.started += 1;
+        let place = self.directory.join(host.name());
+        fs::create_dir_all(&place)?;
+        let config = self.config(host, &place);
+        let text = toml::to_string(&config).map_err(io::Error::other)?;
+        let file = place.join("vm.toml");
+        fs::write(&file, text)?;
+        let log = place.join(format!("{command}-{}.log", self.started));
+        let control = place.join("control.sock");
+        Daemon::start(&self.exe, command, &file, &log, &control, host)
+    }
+
+    fn config(&self, host: Host, place: &Path) -> Config {
+        let settings = &self.settings;
+        let peer = host.other();
+        let heartbeat = self
+            .beat_addresses(host)
+            .into_iter()
+            .zip(self.beat_addresses(peer))
+            .map(|(listen, peer)| HeartbeatPath { listen, peer })
+            .collect();
+        Config {
+            vm: settings.vm.clone(),
+            net: Net {
+                backend: Backend::Socket,
+                mac: settings.mac,
+                tap: None,
+                path: Some(self.switch_path()),
+                announce: vec![settings.guest.into()],
+            },
+            disk: settings.disk.clone(),
+            serial: Serial {
+                console: Console::File,
+                path: Some(place.join("serial.log")),
+            },
+            pair: Some(Pair {
+                node: host.node(),
+                id: self.id,
+                key_file: Some(self.directory.join("pair.key")),
+                listen: Endpoint::Tcp(self.stream_address(host)),
+                peer: Endpoint::Tcp(self.stream_address(peer)),
+                ram_lanes: 1,
+                heartbeat,
+                state_dir: place.join("state"),
+            }),
+            protection: settings.protection,
+            member: settings.member,
+            arbiter: Arbiter {
+                kind: settings.arbiter,
+                path: (settings.arbiter == ArbiterKind::File)
+                    .then(|| self.directory.join("arbiter")),
+            },
+            control: Control {
+                socket: Some(place.join("control.sock")),
+            },
+            log: Log {
+                level: settings.log.clone(),
+                format: LogFormat::Text,
+                file: None,
+            },
+        }
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if !self.keep {
+            let _gone = fs::remove_dir_all(&self.directory);
+        }
+    }
+}
+
+/// A key of the machine's own randomness.
+fn key(salt: u128) -> Vec<u8> {
+    use std::hash::{BuildHasher as _, RandomState};
+    // RandomState is keyed by the system's entropy, once a process; four of its answers are 32 bytes.
+    let state = RandomState::new();
+    (0..4u128)
+        .flat_map(|n| state.hash_one(salt + n).to_le_bytes())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Purpose;
+
+    #[test]
+    fn the_configurations_it_writes_are_good_and_mirror_each_other() {
+        let stage = Stage::new(Path::new("colod"), Settings::demo()).unwrap();
+        let configs = [Host::A, Host::B].map(|host| {
+            let config = stage.config(host, stage.directory());
+            let text = toml::to_string(&config).unwrap();
+            let read = Config::parse(&text, "vm.toml").unwrap();
+            assert_eq!(read, config);
+            read.check(Purpose::Pair, "vm.toml").unwrap();
+            read.pair.unwrap()
+        });
+        assert_eq!(configs[0].listen, configs[1].peer);
+        assert_eq!(configs[0].heartbeat[1].peer, configs[1].heartbeat[1].listen);
+        let directory = stage.directory().to_owned();
+        drop(stage);
+        assert!(!directory.exists());
+    }
+}
