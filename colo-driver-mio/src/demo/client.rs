@@ -193,6 +193,12 @@ impl Client {
         self.shared.lock().report.clone()
     }
 
+    /// What went wrong, if anything did.
+    #[must_use]
+    pub fn fault(&self) -> Option<Fault> {
+        self.shared.lock().report.fault.clone()
+    }
+
     /// Good answers so far and the newest counter, without copying the whole report.
     #[must_use]
     pub fn progress(&self) -> (usize, Option<u64>) {

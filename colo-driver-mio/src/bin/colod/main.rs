@@ -6,9 +6,11 @@
 //! | `logging.rs` | where logs go |
 //! | `signals.rs` | Ctrl-C and TERM |
 //! | `ctl.rs` | `colod ctl`: talks to a running daemon |
+//! | `demo/` | `colod demo`: the main job on one machine |
 
 mod cli;
 mod ctl;
+mod demo;
 mod logging;
 mod signals;
 
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Check(args) => check(&args),
         Command::Ctl(args) => ctl::run(&args),
+        Command::Demo(args) => demo::run(&args),
         other => Err(format!("{other:?}: not yet").into()),
     };
     match done {
