@@ -187,4 +187,29 @@ mod tests {
             "{error}"
         );
     }
+
+    #[test]
+    fn the_example_is_good_and_every_key_is_documented() {
+        let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+        let text = fs::read_to_string(docs.join("examples/vm.toml")).unwrap();
+        let mut config = Config::parse(&text, "vm.toml").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("key");
+        fs::write(&key, [1; 32]).unwrap();
+        config.vm.kernel = "builtin:server".into();
+        config.pair.as_mut().unwrap().key_file = Some(key);
+        config.check(Purpose::Pair, "vm.toml").unwrap();
+
+        let operations = fs::read_to_string(docs.join("operations.md")).unwrap();
+        let all = toml::Table::try_from(&config).unwrap();
+        for (table, keys) in &all {
+            for key in keys.as_table().unwrap().keys() {
+                let documented = format!("| `{table}.{key}` |");
+                assert!(
+                    operations.contains(&documented),
+                    "docs/operations.md lacks {documented}"
+                );
+            }
+        }
+    }
 }
