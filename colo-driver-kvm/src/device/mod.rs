@@ -21,6 +21,8 @@
 
 mod bus;
 mod codec;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod i8042;
 mod irq;
 mod persist;

@@ -32,6 +32,8 @@ mod rng;
 #[cfg(test)]
 mod test_utils;
 
+#[cfg(any(test, fuzzing))]
+pub(super) use backend::Saved as SavedDevice;
 pub use backend::{Backend, ConfigSpace};
 pub use block::{Block, BlockMetrics, Disk, DiskError};
 pub use console::Console;

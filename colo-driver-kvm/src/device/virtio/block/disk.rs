@@ -2,7 +2,7 @@
 //!
 //! Shared between the device and the VM. A live pass may take the marks and read pages while the guest writes: a
 //! write marks after the bytes are in the file, so a page read too early is marked again (as in
-//! [`OwnLog`](crate::dirty::OwnLog)).
+//! [`OwnLog`]).
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
