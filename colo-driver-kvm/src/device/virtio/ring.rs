@@ -114,11 +114,16 @@ impl Ring {
         let Some(found) = queue.iter(ram)?.next() else {
             return Ok(Popped::Nothing);
         };
-        if chain.fill(found) {
-            Ok(Popped::Good)
-        } else {
-            Ok(Popped::Malformed)
+        let whole = chain.fill(found);
+        if chain.head() >= queue.size() {
+            // `add_used` would find it too, and log it: a line for every reset the guest can do.
+            return Err(Error::InvalidDescriptorIndex);
         }
+        Ok(if whole {
+            Popped::Good
+        } else {
+            Popped::Malformed
+        })
     }
 
     /// Gives back the request popped last.

@@ -158,6 +158,18 @@ fn requests_are_echoed_around_the_ring_many_times() {
 }
 
 #[test]
+fn the_indices_wrap_after_65536_requests() {
+    for features in [0, EVENT_IDX] {
+        let mut driver = up(features);
+        for turn in 0..65_540 {
+            let head = post_echo(&mut driver, 0);
+            driver.notify(0);
+            assert_eq!(driver.completed(0), Some((head.into(), 4)), "{turn}");
+        }
+    }
+}
+
+#[test]
 fn a_completion_interrupts_until_acknowledged() {
     let mut driver = up(0);
     post_echo(&mut driver, 0);

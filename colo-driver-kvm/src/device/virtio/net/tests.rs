@@ -104,6 +104,28 @@ fn a_budget_leaves_the_rest_and_comes_back() {
 }
 
 #[test]
+fn an_emptied_ring_wants_a_notification_and_a_busy_one_does_not() {
+    let mut driver = up();
+    for turn in 0..3 {
+        send(&mut driver, turn, &frame(1));
+    }
+    poll(&mut driver, 2);
+    assert_eq!(driver.used_field(TX, 0), 1, "the loop comes back by itself");
+    poll(&mut driver, 2);
+    assert_eq!(driver.used_field(TX, 0), 0);
+
+    let mut driver = Driver::up(card(), EVENT_IDX);
+    let avail_event = 4 + 8 * u64::from(RING);
+    for turn in 0..3 {
+        send(&mut driver, turn, &frame(1));
+    }
+    poll(&mut driver, 2);
+    assert_eq!(driver.used_field(TX, avail_event), 0, "long past");
+    poll(&mut driver, 2);
+    assert_eq!(driver.used_field(TX, avail_event), 3, "at the next one");
+}
+
+#[test]
 fn frames_too_short_too_long_or_outside_ram_are_completed_and_dropped() {
     let mut driver = up();
     driver.post(TX, &[Buf::Out(BUFFERS, 12)]);
