@@ -1,5 +1,164 @@
 //! Which pages changed: KVM's log joined with our own writes, in one place.
+//!
+//! ```text
+//!   guest's processors ──▶ KVM: bitmap (manual protect and clear) or ring ─┐
+//!   devices in this process ──▶ OwnLog, one bit a page ────────────────────┼─▶ PageSet
+//!   disks ──▶ PageStore::take_dirty ───────────────────────────────────────┤
+//!   taken from the log but not delivered (a capture that failed) ──────────┘
+//! ```
+//!
+//! A page is taken from the log *before* it is read: a write that comes between marks it again.
 
+mod bitmap;
 mod own;
+mod ring;
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use colo_proto::id::Slot;
+use colo_proto::ram::PageSet;
 
 pub use own::OwnLog;
+
+use crate::memory::{Backing, Memory};
+pub(crate) use ring::Rings;
+
+/// How KVM logs the guest's writes. What each costs is in `docs/memory-path.md`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DirtyMode {
+    /// One bit a page, protected again by hand. Cost grows slowly with RAM, hardly with dirtiness.
+    #[default]
+    Bitmap,
+    /// A ring of dirtied pages for each vCPU, of this many entries (a power of two). Cost follows
+    /// the dirtied pages alone, and a full ring stops its vCPU until it is emptied.
+    Ring(u32),
+}
+
+#[derive(Debug)]
+enum Log {
+    Bitmap,
+    Ring(Arc<Rings>),
+}
+
+/// The joined dirty log of one VM.
+#[derive(Debug)]
+pub(crate) struct Dirty {
+    vm: OwnedFd,
+    log: Log,
+    /// Pages that must be delivered though no log has them any more.
+    owed: PageSet,
+    /// One slot's words at a time; as long as the largest slot.
+    scratch: Vec<u64>,
+    tracking: bool,
+}
+
+impl Dirty {
+    /// After the last vCPU is made: rings are mapped from their descriptors.
+    pub(crate) fn new<'a>(
+        mode: DirtyMode,
+        vm: &impl AsRawFd,
+        memory: &Memory,
+        vcpus: impl Iterator<Item = &'a (impl AsRawFd + 'a)>,
+    ) -> io::Result<Self> {
+        let log = match mode {
+            DirtyMode::Bitmap => Log::Bitmap,
+            DirtyMode::Ring(entries) => Log::Ring(Arc::new(Rings::new(
+                duplicate(vm)?,
+                memory,
+                vcpus,
+                entries,
+            )?)),
+        };
+        let mut dirty = Self {
+            vm: duplicate(vm)?,
+            log,
+            owed: PageSet::default(),
+            scratch: Vec::new(),
+            tracking: false,
+        };
+        dirty.reshape(memory);
+        Ok(dirty)
+    }
+
+    /// Sizes the buffers again after a slot was added.
+    pub(crate) fn reshape(&mut self, memory: &Memory) {
+        let shape = memory.shape();
+        let longest = shape.iter().map(|(_, pages)| pages.div_ceil(64)).max();
+        self.owed = PageSet::new(&shape);
+        self.scratch = vec![0; usize::try_from(longest.unwrap_or(0)).unwrap_or(0)];
+    }
+
+    /// The rings, for vCPUs that find theirs full.
+    pub(crate) fn rings(&self) -> Option<Arc<Rings>> {
+        match &self.log {
+            Log::Bitmap => None,
+            Log::Ring(rings) => Some(rings.clone()),
+        }
+    }
+
+    /// Notes that logging was switched on or off. On: from here every page counts as dirty, since
+    /// nobody knows what was written before.
+    pub(crate) fn set_tracking(&mut self, on: bool) {
+        self.tracking = on;
+        self.owed.clear();
+        if on {
+            self.owed.fill();
+        }
+    }
+
+    pub(crate) fn tracking(&self) -> bool {
+        self.tracking
+    }
+
+    /// Gives pages back: they are part of the next collect.
+    pub(crate) fn owe(&mut self, pages: &PageSet) {
+        self.owed.union(pages);
+    }
+
+    /// Moves every page dirtied since the last call into `into` (joined with what is there) and
+    /// protects it again. No allocation.
+    pub(crate) fn collect(&mut self, memory: &Memory, into: &mut PageSet) -> io::Result<()> {
+        if !self.owed.is_empty() {
+            into.union(&self.owed);
+            self.owed.clear();
+        }
+        if let Log::Ring(rings) = &self.log {
+            rings.collect(into)?;
+        }
+        for entry in memory.slots() {
+            let len = usize::try_from(entry.pages.div_ceil(64)).unwrap_or(0);
+            let Some(words) = self.scratch.get_mut(..len) else {
+                continue;
+            };
+            match (&entry.backing, &self.log) {
+                (Backing::Ram { map, .. }, Log::Bitmap) => {
+                    bitmap::collect(self.vm.as_fd(), entry.slot, entry.pages, words)?;
+                    map.bitmap().take(words);
+                }
+                (Backing::Ram { map, .. }, Log::Ring(_)) => {
+                    words.fill(0);
+                    map.bitmap().take(words);
+                }
+                (Backing::Store(store), _) => {
+                    words.fill(0);
+                    store.take_dirty(words);
+                }
+            }
+            into.merge(entry.slot, words);
+        }
+        Ok(())
+    }
+}
+
+/// A VM descriptor of our own, so that the log can be read without borrowing the VM.
+fn duplicate(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the descriptor is open for as long as `fd` is borrowed.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
+    fd.try_clone_to_owned()
+}
+
+fn kvm_slot(slot: Slot) -> u32 {
+    u32::from(slot.0)
+}

@@ -3,10 +3,27 @@
 //! Guest RAM is never a Rust slice: the guest's processors write it at any time. Contents move
 //! through vm-memory's volatile accessors (devices) or as raw I/O vectors and raw copies
 //! (checkpoints), never through `&[u8]`.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `layout.rs` | the x86 map: RAM around the hole, device windows |
+//! | `regions.rs` | [`Memory`]: the slot table, RAM and disks alike |
+//! | `iov.rs` | raw stretches, copies, I/O vectors |
+//! | `staging.rs` | [`Staging`]: the pages of one epoch |
+
+pub(crate) mod iov;
+pub mod layout;
+mod regions;
+mod staging;
 
 use vm_memory::GuestMemoryMmap;
 
 use crate::dirty::OwnLog;
+
+pub use layout::{Layout, LayoutError};
+pub(crate) use regions::Backing;
+pub use regions::{Memory, MemoryError, PageStore};
+pub use staging::{Staging, StagingError};
 
 /// log2 of the page size everything here counts in.
 pub const PAGE_SHIFT: usize = 12;

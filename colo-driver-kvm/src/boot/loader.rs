@@ -1,0 +1,430 @@
+//! Which kind of image, and its pieces into memory.
+
+use std::io::Cursor;
+
+use linux_loader::bootparam::setup_header;
+use linux_loader::loader::bzimage::BzImage;
+use linux_loader::loader::elf::{Elf, PvhBootCapability};
+use linux_loader::loader::{KernelLoader, KernelLoaderResult};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::{BootError, KernelKind};
+use crate::memory::{GuestRam, Layout, PAGE_SIZE};
+
+/// Kernels are loaded from here on.
+const HIGH_MEMORY: u64 = 1 << 20;
+
+/// A kernel in memory.
+pub(super) struct Loaded {
+    pub(super) entry: u64,
+    /// First address behind it.
+    pub(super) end: u64,
+    pub(super) setup: Setup,
+}
+
+pub(super) enum Setup {
+    Multiboot,
+    Pvh,
+    BzImage(Box<setup_header>),
+}
+
+impl Loaded {
+    pub(super) fn kind(&self) -> KernelKind {
+        match self.setup {
+            Setup::Multiboot => KernelKind::Multiboot,
+            Setup::Pvh => KernelKind::Pvh,
+            Setup::BzImage(_) => KernelKind::BzImage,
+        }
+    }
+}
+
+pub(super) fn load(ram: &GuestRam, layout: &Layout, image: &[u8]) -> Result<Loaded, BootError> {
+    if let Some(header) = Multiboot::find(image)? {
+        return header.load(ram, layout, image);
+    }
+    if image.starts_with(b"\x7fELF") {
+        return load_pvh(ram, image);
+    }
+    if image.get(0x202..0x206) == Some(b"HdrS") {
+        return load_bzimage(ram, image);
+    }
+    Err(BootError::UnknownKind {
+        magic: image.get(..8).unwrap_or(image).into(),
+    })
+}
+
+fn damaged(what: impl ToString) -> BootError {
+    BootError::Damaged {
+        what: what.to_string(),
+    }
+}
+
+fn load_pvh(ram: &GuestRam, image: &[u8]) -> Result<Loaded, BootError> {
+    // e_machine; the class byte tells 32-bit images, which linux-loader does not read.
+    let machine = match (image.get(4), image.get(18..20)) {
+        (Some(2), Some([0x3e, 0])) => None,
+        (Some(1), _) => Some("a 32-bit processor"),
+        _ => Some("another processor"),
+    };
+    if let Some(machine) = machine {
+        return Err(BootError::NoEntry { machine });
+    }
+    let KernelLoaderResult {
+        kernel_end,
+        pvh_boot_cap,
+        ..
+    } = Elf::load(ram, None, &mut Cursor::new(image), None).map_err(damaged)?;
+    let PvhBootCapability::PvhEntryPresent(entry) = pvh_boot_cap else {
+        return Err(BootError::NoEntry { machine: "x86-64" });
+    };
+    Ok(Loaded {
+        entry: entry.0,
+        end: kernel_end,
+        setup: Setup::Pvh,
+    })
+}
+
+fn load_bzimage(ram: &GuestRam, image: &[u8]) -> Result<Loaded, BootError> {
+    let result = BzImage::load(
+        ram,
+        None,
+        &mut Cursor::new(image),
+        Some(GuestAddress(HIGH_MEMORY)),
+    )
+    .map_err(damaged)?;
+    let header = result
+        .setup_header
+        .ok_or_else(|| damaged("no setup header"))?;
+    // What the kernel unpacks itself into.
+    let needs = u64::from(header.init_size).max(result.kernel_end - result.kernel_load.0);
+    let begin = result.kernel_load.0.max(header.pref_address);
+    Ok(Loaded {
+        entry: result.kernel_load.0,
+        end: begin.saturating_add(needs),
+        setup: Setup::BzImage(Box::new(header)),
+    })
+}
+
+/// Puts the initial ramdisk at the top of low memory. Returns address and length.
+pub(super) fn initrd(
+    ram: &GuestRam,
+    layout: &Layout,
+    bytes: &[u8],
+    kernel_end: u64,
+) -> Result<(u64, u64), BootError> {
+    let len = bytes.len() as u64;
+    let at = layout.low_end().saturating_sub(len) & !(PAGE_SIZE as u64 - 1);
+    if at < kernel_end || len > layout.low_end() {
+        return Err(BootError::NoRoom {
+            what: "the initial ramdisk",
+            start: kernel_end,
+            end: kernel_end.saturating_add(len),
+        });
+    }
+    ram.write_slice(bytes, GuestAddress(at))?;
+    Ok((at, len))
+}
+
+/// A multiboot 1 header.
+struct Multiboot {
+    at: usize,
+    flags: u32,
+}
+
+/// A piece of an image and where it goes.
+struct Piece<'a> {
+    bytes: &'a [u8],
+    to: u64,
+    memory: u64,
+}
+
+impl Multiboot {
+    const MAGIC: u32 = 0x1bad_b002;
+    /// The header lies within this many bytes.
+    const SEARCH: usize = 8192;
+    /// The image says itself where it is loaded.
+    const ADDRESSES: u32 = 1 << 16;
+    /// Required features that we offer: page-aligned modules, memory information.
+    const OFFERED: u32 = 0b11;
+
+    fn find(image: &[u8]) -> Result<Option<Self>, BootError> {
+        let end = image.len().min(Self::SEARCH);
+        for at in (0..end).step_by(4) {
+            let (Ok(magic), Ok(flags), Ok(sum)) =
+                (word(image, at), word(image, at + 4), word(image, at + 8))
+            else {
+                return Ok(None);
+            };
+            if magic == Self::MAGIC && magic.wrapping_add(flags).wrapping_add(sum) == 0 {
+                // The low half are requirements; what we do not know there we must refuse.
+                if flags & 0xffff & !Self::OFFERED != 0 {
+                    return Err(BootError::MultibootFlags { flags });
+                }
+                return Ok(Some(Self { at, flags }));
+            }
+        }
+        Ok(None)
+    }
+
+    fn load(&self, ram: &GuestRam, layout: &Layout, image: &[u8]) -> Result<Loaded, BootError> {
+        let (entry, pieces) = if self.flags & Self::ADDRESSES != 0 {
+            self.flat(image)?
+        } else if image.starts_with(b"\x7fELF") {
+            elf(image)?
+        } else {
+            return Err(damaged("multiboot without addresses, and not an ELF image"));
+        };
+        let mut end = HIGH_MEMORY;
+        for piece in &pieces {
+            let no_room = || BootError::NoRoom {
+                what: "the kernel",
+                start: piece.to,
+                end: piece.to.saturating_add(piece.memory),
+            };
+            let piece_end = piece.to.checked_add(piece.memory).ok_or_else(no_room)?;
+            if piece_end > layout.low_end() {
+                return Err(no_room());
+            }
+            ram.write_slice(piece.bytes, GuestAddress(piece.to))?;
+            zero(ram, piece.to + piece.bytes.len() as u64, piece_end)?;
+            end = end.max(piece_end);
+        }
+        Ok(Loaded {
+            entry,
+            end,
+            setup: Setup::Multiboot,
+        })
+    }
+
+    fn flat<'a>(&self, image: &'a [u8]) -> Result<(u64, Vec<Piece<'a>>), BootError> {
+        let field = |n: usize| word(image, self.at + 12 + 4 * n);
+        let (header, load, load_end, bss_end, entry) =
+            (field(0)?, field(1)?, field(2)?, field(3)?, field(4)?);
+        let begin = header
+            .checked_sub(load)
+            .and_then(|before| self.at.checked_sub(before as usize))
+            .ok_or_else(|| damaged("the header lies before the load address"))?;
+        let bytes = if load_end == 0 {
+            image.get(begin..)
+        } else {
+            load_end
+                .checked_sub(load)
+                .and_then(|len| image.get(begin..begin.checked_add(len as usize)?))
+        }
+        .ok_or_else(|| damaged("the image ends before its load end"))?;
+        let loaded = bytes.len() as u64;
+        let memory = u64::from(bss_end).saturating_sub(load.into()).max(loaded);
+        let piece = Piece {
+            bytes,
+            to: load.into(),
+            memory,
+        };
+        Ok((entry.into(), vec![piece]))
+    }
+}
+
+/// The loadable pieces of a 32- or 64-bit ELF image, by physical address.
+fn elf(image: &[u8]) -> Result<(u64, Vec<Piece<'_>>), BootError> {
+    /// Most program headers looked at.
+    const MOST: usize = 64;
+    const LOAD: u32 = 1;
+
+    let wide = match image.get(4) {
+        Some(1) => false,
+        Some(2) => true,
+        _ => return Err(damaged("ELF class")),
+    };
+    let number = |at: usize| {
+        if wide {
+            long(image, at)
+        } else {
+            word(image, at).map(u64::from)
+        }
+    };
+    let (entry, table, sizes) = if wide {
+        (number(24)?, number(32)?, 54)
+    } else {
+        (number(24)?, number(28)?, 42)
+    };
+    let size = usize::from(half(image, sizes)?);
+    let count = usize::from(half(image, sizes + 2)?);
+    if count > MOST {
+        return Err(damaged(format!("{count} program headers, at most {MOST}")));
+    }
+    let table = usize::try_from(table).map_err(damaged)?;
+    let mut pieces = Vec::new();
+    for n in 0..count {
+        let at = size
+            .checked_mul(n)
+            .and_then(|o| o.checked_add(table))
+            .ok_or_else(|| damaged("program header table"))?;
+        if word(image, at)? != LOAD {
+            continue;
+        }
+        // p_offset, p_paddr, p_filesz, p_memsz
+        let [offset, to, len, memory] = if wide {
+            [at + 8, at + 24, at + 32, at + 40]
+        } else {
+            [at + 4, at + 12, at + 16, at + 20]
+        };
+        let offset = usize::try_from(number(offset)?).map_err(damaged)?;
+        let len = usize::try_from(number(len)?).map_err(damaged)?;
+        let bytes = offset
+            .checked_add(len)
+            .and_then(|end| image.get(offset..end))
+            .ok_or_else(|| damaged("a segment runs past the end of the file"))?;
+        let memory = number(memory)?;
+        if memory < bytes.len() as u64 {
+            return Err(damaged("a segment is larger in the file than in memory"));
+        }
+        pieces.push(Piece {
+            bytes,
+            to: number(to)?,
+            memory,
+        });
+    }
+    Ok((entry, pieces))
+}
+
+fn zero(ram: &GuestRam, mut at: u64, end: u64) -> Result<(), BootError> {
+    let page = [0; PAGE_SIZE];
+    while at < end {
+        let len = usize::try_from(end - at).map_or(PAGE_SIZE, |n| n.min(PAGE_SIZE));
+        ram.write_slice(page.get(..len).unwrap_or(&page), GuestAddress(at))?;
+        at += len as u64;
+    }
+    Ok(())
+}
+
+fn bytes<const N: usize>(image: &[u8], at: usize) -> Result<[u8; N], BootError> {
+    at.checked_add(N)
+        .and_then(|end| image.get(at..end))
+        .and_then(|bytes| bytes.try_into().ok())
+        .ok_or_else(|| damaged(format!("it ends before byte {:#x}", at.saturating_add(N))))
+}
+
+fn half(image: &[u8], at: usize) -> Result<u16, BootError> {
+    bytes(image, at).map(u16::from_le_bytes)
+}
+
+fn word(image: &[u8], at: usize) -> Result<u32, BootError> {
+    bytes(image, at).map(u32::from_le_bytes)
+}
+
+fn long(image: &[u8], at: usize) -> Result<u64, BootError> {
+    bytes(image, at).map(u64::from_le_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ram() -> (GuestRam, Layout) {
+        let layout = Layout::new(4 << 20, 40).unwrap();
+        let ram = GuestRam::from_ranges(&[(GuestAddress(0), 4 << 20)]).unwrap();
+        (ram, layout)
+    }
+
+    fn words(all: &[u32]) -> Vec<u8> {
+        all.iter().flat_map(|w| w.to_le_bytes()).collect()
+    }
+
+    /// A flat image: header, then one word of code.
+    fn flat() -> Vec<u8> {
+        let magic = Multiboot::MAGIC;
+        let flags = Multiboot::ADDRESSES;
+        let sum = 0u32.wrapping_sub(magic).wrapping_sub(flags);
+        words(&[
+            magic,
+            flags,
+            sum,
+            0x10_0000,
+            0x10_0000,
+            0x10_0024,
+            0x10_1000,
+            0x10_0020,
+            0xf4f4_f4f4,
+        ])
+    }
+
+    fn error(image: &[u8]) -> String {
+        let (ram, layout) = ram();
+        load(&ram, &layout, image).err().unwrap().to_string()
+    }
+
+    #[test]
+    fn a_flat_multiboot_image_says_where_it_goes() {
+        let (ram, layout) = ram();
+        ram.write_slice(&[1; 64], GuestAddress(0x10_0000)).unwrap();
+        let loaded = load(&ram, &layout, &flat()).unwrap();
+        assert_eq!(loaded.kind(), KernelKind::Multiboot);
+        assert_eq!((loaded.entry, loaded.end), (0x10_0020, 0x10_1000));
+        let code: u32 = ram.read_obj(GuestAddress(0x10_0020)).unwrap();
+        assert_eq!(code, 0xf4f4_f4f4);
+        let bss: u32 = ram.read_obj(GuestAddress(0x10_0024)).unwrap();
+        assert_eq!(bss, 0, "memory behind the file is cleared");
+    }
+
+    #[test]
+    fn wrong_kinds_are_named() {
+        assert!(error(b"#!/bin/sh\n").contains("of no kind known here: it begins with [23, 21"));
+        assert!(error(b"").contains("of no kind"));
+        let mut arm = vec![0; 64];
+        arm[..5].copy_from_slice(b"\x7fELF\x02");
+        arm[18] = 183;
+        assert!(error(&arm).contains("ELF image for another processor"));
+        let mut flags = flat();
+        flags[4] = 4;
+        flags[8..12].copy_from_slice(
+            &0u32
+                .wrapping_sub(Multiboot::MAGIC)
+                .wrapping_sub(Multiboot::ADDRESSES | 4)
+                .to_le_bytes(),
+        );
+        assert!(error(&flags).contains("requires features 0x10004"));
+    }
+
+    #[test]
+    fn a_kernel_larger_than_memory_is_refused() {
+        let mut image = flat();
+        image[24..28].copy_from_slice(&0x4000_0000u32.to_le_bytes());
+        assert!(error(&image).ends_with("give the guest more memory"));
+    }
+
+    #[test]
+    fn a_cut_image_is_refused() {
+        let image = flat();
+        assert!(error(&image[..32]).contains("cut"));
+    }
+
+    #[test]
+    fn the_ramdisk_goes_to_the_top_and_not_over_the_kernel() {
+        let (ram, layout) = ram();
+        assert_eq!(
+            initrd(&ram, &layout, &[7; 5000], 0x20_0000).unwrap(),
+            ((4 << 20) - 8192, 5000)
+        );
+        assert!(initrd(&ram, &layout, &[7; 5000], (4 << 20) - 4096).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_image_is_loaded_or_refused(
+            mut image in proptest::collection::vec(any::<u8>(), 0..600),
+            kind in 0..3,
+        ) {
+            let (ram, layout) = ram();
+            let head: &[u8] = match kind {
+                0 => &flat()[..12],
+                1 => b"\x7fELF\x02\x01\x01",
+                _ => b"\x7fELF\x01\x01\x01",
+            };
+            let len = head.len().min(image.len());
+            image[..len].copy_from_slice(&head[..len]);
+            let _either = load(&ram, &layout, &image);
+            let _either = elf(&image);
+        }
+    }
+}

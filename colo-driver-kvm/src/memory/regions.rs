@@ -1,0 +1,284 @@
+//! The slot table: what lies behind each slot that a checkpoint covers.
+//!
+//! A slot is a numbered row of pages. Behind it is guest RAM, known to KVM under the same number,
+//! or a [`PageStore`]: a disk's file, whose device keeps the dirty bitmap. The core sees no
+//! difference; here RAM is memory to point at, a store is asked to move pages.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use colo_proto::id::{PageRun, Slot};
+use vm_memory::{GuestAddress, GuestMemoryBackend, MmapRegion};
+
+use super::iov::Span;
+use super::layout::{FIRST_STORE, Layout};
+use super::{GuestRam, PAGE_SIZE};
+use crate::device::virtio::Disk;
+use crate::dirty::OwnLog;
+
+/// Pages that live in a file: a disk seen as a slot.
+///
+/// Called by the thread that owns the VM. `read_pages` and `take_dirty` also while the guest runs:
+/// a page written meanwhile may come back torn, but is dirty then and read again after the stop.
+pub trait PageStore: Send + Sync {
+    /// Size in pages of 4096 bytes.
+    fn pages(&self) -> u64;
+    /// Moves the dirty marks into `into` (OR), 64 pages a word as in KVM, and forgets them. A write
+    /// is marked after its bytes are in place.
+    fn take_dirty(&self, into: &mut [u64]);
+    /// Reads pages from `first` on, as many as `into` has room for.
+    ///
+    /// # Errors
+    ///
+    /// What the file says.
+    fn read_pages(&self, first: u64, into: &mut [u8]) -> io::Result<()>;
+    /// Writes pages from `first` on. Not marked dirty.
+    ///
+    /// # Errors
+    ///
+    /// What the file says.
+    fn write_pages(&self, first: u64, from: &[u8]) -> io::Result<()>;
+}
+
+impl PageStore for Disk {
+    fn pages(&self) -> u64 {
+        Self::pages(self)
+    }
+
+    fn take_dirty(&self, into: &mut [u64]) {
+        Self::take_dirty(self, into);
+    }
+
+    fn read_pages(&self, first: u64, into: &mut [u8]) -> io::Result<()> {
+        Self::read_pages(self, first, into)
+    }
+
+    fn write_pages(&self, first: u64, from: &[u8]) -> io::Result<()> {
+        Self::write_pages(self, first, from)
+    }
+}
+
+/// Why memory could not be made or addressed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MemoryError {
+    /// The host has no room.
+    #[error(
+        "cannot map {bytes:#x} bytes of guest memory: {source}; give the guest less memory or the host more"
+    )]
+    Map {
+        /// Bytes asked for.
+        bytes: u64,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A run that does not lie in a slot.
+    #[error("pages {first:#x}+{pages:#x} do not lie within slot {slot}, which has {have:#x} pages")]
+    OutOfSlot {
+        /// The slot.
+        slot: Slot,
+        /// First page.
+        first: u64,
+        /// How many.
+        pages: u32,
+        /// Pages of the slot, 0 if there is no such slot.
+        have: u64,
+    },
+    /// A slot number that is taken or kept for RAM.
+    #[error("slot {slot} is taken: number disks from {FIRST_STORE} on, each once")]
+    SlotTaken {
+        /// The slot.
+        slot: Slot,
+    },
+    /// A disk's pages cannot be pointed at.
+    #[error("slot {slot} is a disk: its pages must go through the staging area")]
+    NotMemory {
+        /// The slot.
+        slot: Slot,
+    },
+    /// A disk's file refused.
+    #[error("slot {slot}, pages from {first:#x}: {source}")]
+    Store {
+        /// The slot.
+        slot: Slot,
+        /// First page.
+        first: u64,
+        /// What the file said.
+        source: io::Error,
+    },
+}
+
+#[derive(Clone)]
+pub(crate) enum Backing {
+    Ram {
+        map: Arc<MmapRegion<OwnLog>>,
+        base: u64,
+    },
+    Store(Arc<dyn PageStore>),
+}
+
+#[derive(Clone)]
+pub(crate) struct SlotEntry {
+    pub(crate) slot: Slot,
+    pub(crate) pages: u64,
+    pub(crate) backing: Backing,
+}
+
+/// All slots of a VM. Cheap to clone; the mappings live as long as any clone.
+#[derive(Clone)]
+pub struct Memory {
+    ram: GuestRam,
+    slots: Vec<SlotEntry>,
+}
+
+impl Memory {
+    pub(crate) fn new(layout: &Layout) -> Result<Self, MemoryError> {
+        let bytes = layout.bytes();
+        let failed = |source| MemoryError::Map { bytes, source };
+        let mut ranges = Vec::new();
+        for piece in layout.pieces() {
+            let len = usize::try_from(piece.bytes())
+                .map_err(|_| failed(io::ErrorKind::OutOfMemory.into()))?;
+            ranges.push((GuestAddress(piece.base), len));
+        }
+        let ram = GuestRam::from_ranges(&ranges).map_err(|e| failed(io::Error::other(e)))?;
+        let mut slots = Vec::new();
+        for piece in layout.pieces() {
+            let map = ram
+                .find_region(GuestAddress(piece.base))
+                .map(vm_memory::GuestRegionMmap::get_mmap)
+                .ok_or_else(|| failed(io::ErrorKind::AddrNotAvailable.into()))?;
+            slots.push(SlotEntry {
+                slot: piece.slot,
+                pages: piece.pages,
+                backing: Backing::Ram {
+                    map,
+                    base: piece.base,
+                },
+            });
+        }
+        Ok(Self { ram, slots })
+    }
+
+    pub(crate) fn with_store(
+        &self,
+        slot: Slot,
+        store: Arc<dyn PageStore>,
+    ) -> Result<Self, MemoryError> {
+        if slot.0 < FIRST_STORE || self.slots.iter().any(|s| s.slot == slot) {
+            return Err(MemoryError::SlotTaken { slot });
+        }
+        let mut slots = self.slots.clone();
+        slots.push(SlotEntry {
+            slot,
+            pages: store.pages(),
+            backing: Backing::Store(store),
+        });
+        slots.sort_by_key(|s| s.slot);
+        Ok(Self {
+            ram: self.ram.clone(),
+            slots,
+        })
+    }
+
+    /// Guest RAM as devices see it.
+    #[must_use]
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// Slots and their sizes in pages: the machine shape both hosts must share.
+    #[must_use]
+    pub fn shape(&self) -> Vec<(Slot, u64)> {
+        self.slots.iter().map(|s| (s.slot, s.pages)).collect()
+    }
+
+    pub(crate) fn slots(&self) -> &[SlotEntry] {
+        &self.slots
+    }
+
+    /// The slot of a run, if the run lies within it.
+    pub(crate) fn slot_of(&self, run: &PageRun) -> Result<&SlotEntry, MemoryError> {
+        let found = self.slots.iter().find(|s| s.slot == run.slot);
+        found
+            .filter(|s| run.end() <= s.pages)
+            .ok_or_else(|| MemoryError::OutOfSlot {
+                slot: run.slot,
+                first: run.first,
+                pages: run.pages.get(),
+                have: found.map_or(0, |s| s.pages),
+            })
+    }
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.shape()).finish()
+    }
+}
+
+impl SlotEntry {
+    /// The memory behind a run of RAM pages.
+    pub(crate) fn span(&self, first: u64, pages: u32) -> Result<Span<'_>, MemoryError> {
+        let Backing::Ram { map, .. } = &self.backing else {
+            return Err(MemoryError::NotMemory { slot: self.slot });
+        };
+        let offset = usize::try_from(first)
+            .ok()
+            .and_then(|p| p.checked_mul(PAGE_SIZE));
+        offset
+            .and_then(|offset| Span::within(map, offset, pages as usize * PAGE_SIZE))
+            .ok_or(MemoryError::OutOfSlot {
+                slot: self.slot,
+                first,
+                pages,
+                have: self.pages,
+            })
+    }
+
+    /// Copies pages from `first` on out, as many as `to` holds. They may be torn while the guest
+    /// runs.
+    pub(crate) fn read(&self, first: u64, to: Span<'_>) -> Result<(), MemoryError> {
+        match &self.backing {
+            Backing::Ram { .. } => {
+                self.span(first, to.pages())?.copy_to(to);
+                Ok(())
+            }
+            Backing::Store(store) => {
+                // SAFETY: `to` is staged memory that the caller has for itself (`Staging::claim`).
+                let into = unsafe { to.bytes_mut() };
+                store
+                    .read_pages(first, into)
+                    .map_err(|source| self.refused(first, source))
+            }
+        }
+    }
+
+    /// Copies pages in at `first`, as many as `from` holds. The guest is stopped. Not marked dirty.
+    pub(crate) fn write(&self, first: u64, from: Span<'_>) -> Result<(), MemoryError> {
+        match &self.backing {
+            Backing::Ram { .. } => {
+                from.copy_to(self.span(first, from.pages())?);
+                Ok(())
+            }
+            Backing::Store(store) => {
+                // SAFETY: `from` is staged memory, whole: nobody receives into it any more.
+                let from = unsafe { from.bytes() };
+                store
+                    .write_pages(first, from)
+                    .map_err(|source| self.refused(first, source))
+            }
+        }
+    }
+
+    fn refused(&self, first: u64, source: io::Error) -> MemoryError {
+        MemoryError::Store {
+            slot: self.slot,
+            first,
+            source,
+        }
+    }
+}
+
+const _: () = assert!(PAGE_SIZE as u64 == colo_proto::id::PAGE_SIZE);
