@@ -16,6 +16,33 @@ pub const DIRTY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/dirty"));
 /// Guest-physical address of the first page of the `dirty` guest's working set.
 pub const DIRTY_BASE: u64 = 0x200_0000;
 
+/// An HTTP/1.1 server on port 80, over virtio-net on virtio-mmio.
+///
+/// `ip=10.0.2.15/24 gw=10.0.2.2`; the card is the first of `virtio_mmio.device=4K@BASE:IRQ` (any
+/// number of them, as on a Linux command line), or of the places where QEMU's `microvm` puts them;
+/// its address is the device's. `seed=N` goes into the guest's random numbers besides the
+/// time-stamp counter. `pages=P period_us=T ws=W verify=N` add the work of [`DIRTY`] (off by
+/// default), `quiet=1` takes away the line each second in which something happened. Prints
+/// `server: ready ip=…` when it answers.
+///
+/// | request | answer |
+/// |---|---|
+/// | `GET /`, `GET /counter` | the number of requests so far, this one included |
+/// | `POST /echo` | the body |
+/// | `GET /bytes/N` | N bytes, byte `i` being [`server_byte(i)`](server_byte) |
+/// | `GET /random` | 32 hexadecimal digits that no other machine would draw |
+/// | `GET /sha256?n=K` | SHA-256 applied K times (1, at most a million) to 32 zero bytes |
+/// | `GET /selfcheck` | `written=… verified=… errors=…` of the added work, or `off` |
+///
+/// Every request increments the counter; every response carries it as `X-Counter`.
+pub const SERVER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/server"));
+
+/// Byte `index` of what [`SERVER`] answers to `GET /bytes/N`.
+#[must_use]
+pub fn server_byte(index: u64) -> u8 {
+    (index ^ index >> 8 ^ index >> 16).to_le_bytes()[0]
+}
+
 /// The counters every guest keeps, each a little-endian `u64` in guest RAM.
 pub mod stats {
     /// Guest-physical address of the page of counters.

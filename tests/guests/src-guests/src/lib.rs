@@ -7,15 +7,21 @@
 //! one and writable, so physical addresses are pointers.
 #![no_std]
 
+extern crate alloc;
+
+mod arena;
 pub mod boot;
 pub mod clock;
 pub mod cmdline;
 pub mod console;
 pub mod cpu;
+pub mod entropy;
 pub mod interrupts;
 mod libc_symbols;
 pub mod pattern;
 pub mod stats;
+pub mod virtio;
+pub mod working_set;
 
 pub use boot::Boot;
 

@@ -1,7 +1,5 @@
 //! A QEMU process with a guest in it, and its serial console.
 
-#![expect(clippy::unwrap_used, reason = "a test's own set-up may fail the test")]
-
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
