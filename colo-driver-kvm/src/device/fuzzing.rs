@@ -20,9 +20,7 @@ use virtio_bindings::virtio_mmio::{
 };
 use vm_memory::{Bytes as _, GuestAddress};
 
-use super::virtio::{
-    Block, Console, Disk, Mmio, Net, NetConfig, Offloads, Rng, SavedDevice, VNET_HEADER,
-};
+use super::virtio::{Block, Console, Disk, Mmio, Net, NetConfig, Offloads, Rng, SavedDevice};
 use super::{BusDevice as _, Irq, Persist as _, Sink};
 use crate::memory::GuestRam;
 
@@ -204,7 +202,7 @@ fn net(mmio: &mut Mmio<Net>, input: &mut Input<'_>) {
             let budget = usize::from(input.byte()) + 1;
             let mut frames = 0;
             let taken = mmio.poll_tx(budget, &mut |_, frame| {
-                assert!(!frame.is_empty() && frame.len() <= 65_562 + VNET_HEADER);
+                assert!(!frame.is_empty() && frame.len() <= 65_562);
                 frames += 1;
             });
             assert!(frames <= taken && taken <= budget);

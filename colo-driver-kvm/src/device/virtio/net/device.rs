@@ -16,8 +16,9 @@ use super::metrics::NetMetrics;
 
 /// Bytes of the header before each frame in the rings (`virtio_net_hdr_v1`), and on a tap.
 pub const VNET_HEADER: usize = 12;
-/// The longest frame with its header: a segment of 64 KiB, its Ethernet header and some room (virtio 1.2 section 5.1.6.3.1).
-pub(super) const MOST_BYTES: usize = 65_562 + VNET_HEADER;
+/// The longest frame in a ring, its header included: a segment of 64 KiB (virtio 1.2 section 5.1.6.3.1). It is also
+/// the longest frame the protocol carries, so a guest cannot make one that the other host refuses.
+pub(super) const MOST_BYTES: usize = 65_562;
 /// Frames that wait for receive buffers, and their bytes.
 pub(super) const MOST_WAITING: usize = 1024;
 pub(super) const MOST_WAITING_BYTES: usize = 4 << 20;

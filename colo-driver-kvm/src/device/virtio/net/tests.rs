@@ -130,7 +130,7 @@ fn frames_too_short_too_long_or_outside_ram_are_completed_and_dropped() {
     let mut driver = up();
     driver.post(TX, &[Buf::Out(BUFFERS, 12)]);
     driver.post(TX, &[Buf::Out(BUFFERS, 3)]);
-    driver.post(TX, &[Buf::Out(BUFFERS, 65_562 + 13)]);
+    driver.post(TX, &[Buf::Out(BUFFERS, 65_563)]);
     driver.post(TX, &[Buf::Out(RAM - 20, 100)]);
     driver.post(TX, &[Buf::In(BUFFERS, 100)]);
     send(&mut driver, 0, &frame(1));
