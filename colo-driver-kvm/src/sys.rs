@@ -223,6 +223,22 @@ impl Ring {
     }
 }
 
+impl Ring {
+    /// Whether a harvest of so many entries means that KVM ran over the end: it stops the vCPU while
+    /// some are still free.
+    pub(crate) fn overflowed(&self, harvested: u32) -> io::Result<()> {
+        if harvested < self.entries {
+            return Ok(());
+        }
+        Err(overflow())
+    }
+}
+
+/// The error for a ring that lost entries.
+pub(crate) fn overflow() -> io::Error {
+    io::Error::other("the dirty ring overflowed: choose a larger one, or the bitmap")
+}
+
 /// The signal that interrupts `KVM_RUN`.
 fn kick_signal() -> libc::c_int {
     libc::SIGRTMIN()

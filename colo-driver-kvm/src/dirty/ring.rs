@@ -5,6 +5,10 @@
 //! slot's [`OwnLog`](super::OwnLog), where the next collect finds it. It is marked *after* the
 //! reset has protected the pages again: a mark seen before would let the owner copy a page that
 //! another vCPU can still write unseen.
+//!
+//! KVM keeps a reserve in each ring and stops the vCPU before it is used up. What it emulates itself
+//! without leaving the kernel (here: all of ring 0) can write past that reserve and even over
+//! entries that nobody has seen. That is found, and is an error: dirty pages were lost.
 
 use std::io;
 use std::num::NonZeroU32;
@@ -67,7 +71,7 @@ impl Rings {
         let mut count = 0;
         for taken in &self.rings {
             let mut taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
-            count += taken.ring.harvest(|slot, page| {
+            let harvested = taken.ring.harvest(|slot, page| {
                 // False only for a page outside the slots, which KVM does not report.
                 let _known = into.insert(PageRun {
                     slot: slot_of(slot),
@@ -75,6 +79,8 @@ impl Rings {
                     pages: NonZeroU32::MIN,
                 });
             });
+            taken.ring.overflowed(harvested)?;
+            count += harvested;
         }
         if count > 0 {
             sys::reset_dirty_rings(self.vm.as_fd())?;
@@ -89,7 +95,11 @@ impl Rings {
         };
         let mut taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
         let Taken { ring, pages } = &mut *taken;
-        ring.harvest(|slot, page| pages.push((slot_of(slot), page)));
+        let harvested = ring.harvest(|slot, page| pages.push((slot_of(slot), page)));
+        ring.overflowed(harvested)?;
+        if harvested == 0 {
+            return Err(sys::overflow());
+        }
         sys::reset_dirty_rings(self.vm.as_fd())?;
         for (slot, page) in pages.drain(..) {
             let map = self.maps.iter().find(|(s, _)| *s == slot);
