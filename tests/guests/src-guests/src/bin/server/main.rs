@@ -78,6 +78,7 @@ fn main(boot: &'static Boot) -> ! {
         .collect();
 
     let mut chores = Chores::new(boot);
+    relisten(&mut connections, &mut sockets);
     stats::begin(b"SERV");
     announce(&mut net, mac, address.address());
     println!(
@@ -119,12 +120,20 @@ fn instant(clock: Clock) -> Instant {
 }
 
 fn serve(connections: &mut [Connection], sockets: &mut SocketSet<'_>, shared: &mut Shared) {
-    let mut listening = 0;
     for connection in connections.iter_mut() {
-        let socket = sockets.get_mut::<tcp::Socket<'_>>(connection.handle);
-        connection.serve(socket, shared);
-        listening += usize::from(socket.is_listening());
+        connection.serve(sockets.get_mut(connection.handle), shared);
     }
+    relisten(connections, sockets);
+}
+
+/// Lets the sockets that are done with their peer wait for the next.
+fn relisten(connections: &mut [Connection], sockets: &mut SocketSet<'_>) {
+    let is_listening = |connection: &&Connection| {
+        sockets
+            .get::<tcp::Socket<'_>>(connection.handle)
+            .is_listening()
+    };
+    let mut listening = connections.iter().filter(is_listening).count();
     for connection in connections {
         let socket = sockets.get_mut::<tcp::Socket<'_>>(connection.handle);
         let spent = match socket.state() {
