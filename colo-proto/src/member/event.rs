@@ -22,6 +22,14 @@ pub struct Permit {
 }
 
 impl Permit {
+    /// Whether this node owns the VM alone, so that output needs no evidence from a partner. Under
+    /// a lease it does: what is let out must be known to the partner, who may be next. The state
+    /// alone does not tell; a node in state 4 is under its old lease until its record is durable.
+    #[must_use]
+    pub fn is_sole(&self) -> bool {
+        self.until == Instant::END
+    }
+
     /// Whether a frame may leave at `now`.
     #[must_use]
     pub fn allows(&self, now: Instant) -> bool {

@@ -22,9 +22,6 @@ use crate::{
 /// which the protocol allows, and nothing else is.
 const OUTPUT_SOFT_LIMIT: usize = 128;
 
-/// Instances of the peer that are remembered as dead.
-const RETIRED: usize = 4;
-
 /// One node's half of the ownership protocol, as a machine without I/O. It belongs to the node and
 /// moves along when a secondary becomes a primary.
 ///
@@ -74,13 +71,16 @@ pub struct Member {
 /// What the peer last said.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub(super) struct Peer {
-    pub(super) boot: Option<BootId>,
+    /// The instance last heard, live or not: what we address.
+    last: BootId,
+    /// The instance that is known to have heard this instance of us. Everything below is from it:
+    /// a late datagram of a dead instance is not taken for news.
+    boot: Option<BootId>,
     pub(super) generation: Generation,
     pub(super) flags: Flags,
     pub(super) state: Option<MemberState>,
     pub(super) heard: Instant,
     seq: u64,
-    retired: [BootId; RETIRED],
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -334,6 +334,12 @@ impl Member {
         self.generation
     }
 
+    /// This process instance.
+    #[must_use]
+    pub const fn boot(&self) -> BootId {
+        self.boot
+    }
+
     /// The record as last handed out for persisting.
     #[must_use]
     pub const fn record(&self) -> &Record {
@@ -501,7 +507,7 @@ impl Member {
             ack,
             boot: self.boot,
             peer_boot: match self.phase.paired() {
-                BootId(0) => self.peer.boot.unwrap_or_default(),
+                BootId(0) => self.peer.last,
                 paired => paired,
             },
             epoch: self.epoch,
@@ -542,20 +548,11 @@ impl Member {
     }
 
     fn note_peer(&mut self, d: &Datagram, now: Instant) {
-        if self.peer.boot != Some(d.boot) {
-            if self.peer.retired.contains(&d.boot) {
-                return;
-            }
-            if let Some(old) = self.peer.boot {
-                self.peer.retired.rotate_right(1);
-                self.peer.retired[0] = old;
-            }
-            self.peer.boot = Some(d.boot);
-            self.peer.seq = 0;
-        }
-        if d.seq < self.peer.seq {
+        self.peer.last = d.boot;
+        if !self.is_addressed(d) || (self.peer.boot == Some(d.boot) && d.seq < self.peer.seq) {
             return;
         }
+        self.peer.boot = Some(d.boot);
         self.peer.seq = d.seq;
         self.peer.generation = d.generation;
         self.peer.flags = d.flags;
@@ -563,9 +560,9 @@ impl Member {
         self.peer.heard = now;
     }
 
-    /// Whether the datagram is of an instance of the peer that is known to be gone.
-    pub(super) fn is_retired(&self, d: &Datagram) -> bool {
-        self.peer.boot != Some(d.boot)
+    /// Whether the sender has heard this instance of us: then it lived after we started.
+    pub(super) fn is_addressed(&self, d: &Datagram) -> bool {
+        d.peer_boot == self.boot
     }
 
     // ---- watching -------------------------------------------------------------------------------

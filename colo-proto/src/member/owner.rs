@@ -211,7 +211,7 @@ impl Member {
 
     /// 4: an instance of the peer is idle and can be synchronised.
     pub(super) fn peer_idle(&mut self, d: &Datagram) {
-        if d.state != MemberState::Syncing || self.is_retired(d) {
+        if d.state != MemberState::Syncing || !self.is_addressed(d) {
             return;
         }
         if let Phase::Solo(solo) = &mut self.phase

@@ -365,13 +365,14 @@ impl Member {
             .and_then(|i| i.ballot())
             .is_some_and(|b| b.expect >= d.generation);
         let newer = d.generation > self.generation && !open_ballot;
+        let addressed = self.is_addressed(d);
         match &mut self.phase {
             Phase::Idle(_) => self.overruled_idle(d),
             Phase::Syncing(s) => {
                 if newer {
                     s.abstaining = None;
                 }
-                if s.synced.is_some_and(|from| from != d.boot) {
+                if addressed && s.synced.is_some_and(|from| from != d.boot) {
                     s.synced = None;
                 }
             }

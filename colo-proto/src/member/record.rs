@@ -18,7 +18,7 @@ pub enum Mode {
 }
 
 /// The arbiter's register, one per VM. Generation 0 is a register never written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
 pub struct Register {
     /// Grows by one with every grant.
     pub generation: Generation,
@@ -33,7 +33,7 @@ pub struct Register {
 }
 
 /// A request for the next generation: compare-and-swap, once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ballot {
     /// Names the request over all repetitions.
     pub request: RequestId,
@@ -50,7 +50,7 @@ pub struct Ballot {
 }
 
 /// The arbiter's answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Verdict {
     /// The ballot is the current register.
     Granted(Register),

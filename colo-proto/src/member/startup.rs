@@ -123,19 +123,19 @@ impl Member {
                     idle.hand_back_until.get_or_insert(until);
                 }
             }
-            _ if solo => self.boot(now),
+            _ if solo => self.ask_to_boot(now),
             // No dual-start was sent for this generation, or we served alone after it.
             Claim::Solo
             | Claim::Arbitrating {
                 from: Footing::Solo,
                 ..
-            } => self.boot(now),
+            } => self.ask_to_boot(now),
             _ => self.yield_vm(now, false),
         }
     }
 
     /// Asks for a generation to boot from the disk in.
-    fn boot(&mut self, now: Instant) {
+    fn ask_to_boot(&mut self, now: Instant) {
         let expect = self.generation;
         self.claim(now, Footing::Solo, expect, Mode::Solo, self.me);
     }
@@ -174,6 +174,8 @@ impl Member {
             return;
         }
         if self.peer.state == Some(MemberState::Fenced) {
+            // What was abstained from is long decided, and must not be said of this generation.
+            self.phase = Phase::Syncing(Syncing::default());
             self.generation = register.generation;
             self.hand_back(now, Footing::DualPartner);
         } else {
