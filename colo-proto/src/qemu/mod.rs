@@ -15,6 +15,7 @@
 //! * [`Message`]: the seven COLO messages, both ways; [`Replies`] reads the secondary's side.
 //! * [`Devices`]: device sections, opaque, with the boundaries found (spec stream section 13).
 //! * [`Resume`]: a checkpoint as an ordinary migration stream (spec resume).
+//! * [`session`]: both roles towards an unmodified QEMU.
 //! * [`StreamError`]: offset, section, field, got, expected.
 //!
 //! What the dialect cannot speak is refused by name: [`Feature`]. Every length has a bound:
@@ -30,6 +31,7 @@ mod message;
 mod reader;
 mod record;
 mod resume;
+pub mod session;
 mod writer;
 
 #[cfg(any(test, fuzzing))]

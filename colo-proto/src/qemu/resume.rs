@@ -37,7 +37,7 @@ pub struct Resume {
     at: At,
     /// The page whose head was written last and whose bytes are due.
     due: Option<PageRun>,
-    tail: Vec<Bytes>,
+    tail: Option<Bytes>,
     /// The beginning of the stream, handed out before the first page.
     start: Vec<u8>,
 }
@@ -67,26 +67,29 @@ impl Resume {
         writer::ram_start(id, &table, &mut start);
         writer::section(kind::PART, id, &mut start);
 
-        let mut end = Vec::new();
-        writer::close(id, &mut end);
-        writer::section(kind::END, id, &mut end);
-        writer::close(id, &mut end);
-        let mut tail = Vec::new();
-        if let Some(json) = description {
-            let mut out = Vec::new();
-            writer::description(json, &mut out);
-            tail.push(out.into());
-        }
-        tail.push(devices.bytes().clone());
-        tail.push(end.into());
+        let tail = Self::tail(id, devices, description);
         Self {
             id,
             table,
             at: At::Start,
             due: None,
-            tail,
+            tail: Some(tail.into()),
             start,
         }
+    }
+
+    /// What closes the stream after the last page, in one piece.
+    #[must_use]
+    pub fn tail(id: SectionId, devices: &Devices, description: Option<&Bytes>) -> Vec<u8> {
+        let mut out = Vec::new();
+        writer::close(id, &mut out);
+        writer::section(kind::END, id, &mut out);
+        writer::close(id, &mut out);
+        out.extend_from_slice(devices.bytes());
+        if let Some(json) = description {
+            writer::description(json, &mut out);
+        }
+        out
     }
 
     /// The next piece; `None` at the end. `is_zero` tells whether a page is all zero and is asked
@@ -136,7 +139,7 @@ impl Resume {
                     }
                 }
                 At::Tail if !out.is_empty() => return Some(Segment::Bytes(out.into())),
-                At::Tail => return self.tail.pop().map(Segment::Bytes),
+                At::Tail => return self.tail.take().map(Segment::Bytes),
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use colo_driver_mio::qemu::{feed::FeedArgs, inspect::InspectArgs, standby::StandbyArgs};
 
 /// Fault tolerance for KVM virtual machines: two hosts, one VM.
 #[derive(Debug, Parser)]
@@ -47,6 +48,12 @@ pub(crate) enum Command {
     Restore(RestoreArgs),
     /// Check a configuration without starting anything.
     Check(ConfigArgs),
+    /// Show what is in a captured QEMU COLO stream.
+    Inspect(InspectArgs),
+    /// Be the COLO secondary of an unmodified QEMU primary, without running a VM.
+    Standby(StandbyArgs),
+    /// Be the COLO primary of an unmodified QEMU secondary, replaying a captured session.
+    Feed(FeedArgs),
 }
 
 /// Which configuration.

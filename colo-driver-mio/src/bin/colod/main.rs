@@ -5,6 +5,7 @@
 //! | `cli.rs` | the command line and its help |
 //! | `logging.rs` | where logs go |
 //! | `signals.rs` | Ctrl-C and TERM |
+//! | `qemu.rs` | `colod inspect`, `standby`, `feed`: beside an unmodified QEMU |
 //! | `ctl.rs` | `colod ctl`: talks to a running daemon |
 //! | `demo/` | `colod demo`: the main job on one machine |
 
@@ -12,6 +13,7 @@ mod cli;
 mod ctl;
 mod demo;
 mod logging;
+mod qemu;
 mod signals;
 
 use std::process::ExitCode;
@@ -30,6 +32,9 @@ fn main() -> ExitCode {
         Command::Check(args) => check(&args),
         Command::Ctl(args) => ctl::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Inspect(args) => qemu::inspect(&args),
+        Command::Standby(args) => qemu::standby(&args),
+        Command::Feed(args) => qemu::feed(&args),
         other => Err(format!("{other:?}: not yet").into()),
     };
     match done {

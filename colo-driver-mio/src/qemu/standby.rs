@@ -1,0 +1,356 @@
+//! `colod standby`: the secondary of an unmodified QEMU primary, without a VM.
+
+use std::{
+    ffi::OsString,
+    io::{self, Read},
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+    process::{ChildStdin, ExitStatus},
+    time::Duration,
+};
+
+use clap::Args;
+use colo_proto::{
+    id::Epoch,
+    qemu::{
+        Expectation, Limits, Name,
+        session::{Lost, Patience},
+    },
+};
+use serde::Serialize;
+use thiserror::Error;
+
+use super::{
+    address::{Address, Listener},
+    link::{End, Held, Kept, Link, Terms},
+    store::{self, Store},
+    takeover,
+    wait::{Clock, Stop, Woken},
+};
+
+/// Be the COLO secondary of an unmodified QEMU primary, without running a VM.
+///
+/// Keeps the newest complete checkpoint: a RAM image that changes by whole checkpoints only, and
+/// the device state. When the primary is lost, the checkpoint becomes an ordinary migration stream
+/// that a QEMU with the same machine, devices and RAM size resumes.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "EXAMPLES:\n  \
+    colod standby --listen 0.0.0.0:4444 --resume-with \\\n      \
+        'qemu-system-x86_64 -M pc-i440fx-7.2 -m 512 ... -incoming fd:0'\n  \
+    colod standby --listen unix:/run/colo.sock --state /var/lib/colo --out vm.stream\n  \
+    colod standby --state /var/lib/colo --from-state --out vm.stream\n\n\
+    On the primary's monitor (QMP):\n  \
+    migrate-set-capabilities  {\"capabilities\": [{\"capability\": \"x-colo\", \"state\": true}]}\n  \
+    migrate-set-parameters    {\"x-checkpoint-delay\": 50}\n  \
+    migrate                   {\"uri\": \"tcp:STANDBY:4444\"}\n\n\
+    The stream is the command's standard input: -incoming fd:0, or -incoming 'exec:cat' where \
+    descriptor 0 is taken. A file: -incoming 'exec:cat vm.stream'.\n\n\
+    WHAT THIS DOES NOT PROMISE: QEMU releases its output at once. What the guest sent or wrote to \
+    shared storage after the last complete checkpoint has happened for the world and not for the \
+    resumed guest. Nor is the primary fenced: a primary that is only unreachable may still run \
+    when the command is started; fence it there first.")]
+pub struct StandbyArgs {
+    /// Where the primary's `migrate` connects: HOST:PORT or unix:PATH.
+    #[arg(long, value_name = "ADDR", required_unless_present = "from_state")]
+    pub listen: Option<Address>,
+    /// Keep the newest checkpoint in this directory too, replaced atomically.
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["resume_with", "out"])]
+    pub state: Option<PathBuf>,
+    /// Wait for the disk at every checkpoint.
+    #[arg(long, requires = "state")]
+    pub sync: bool,
+    /// Take the checkpoint from --state instead of a primary.
+    #[arg(long, requires = "state", conflicts_with = "listen")]
+    pub from_state: bool,
+    /// Shell command that resumes: it gets the stream on standard input, the checkpoint's number in
+    /// `COLO_EPOCH`.
+    #[arg(long, value_name = "COMMAND")]
+    pub resume_with: Option<OsString>,
+    /// Write the stream to this file, whole or not at all.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Largest guest RAM that is accepted, in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 65_536)]
+    pub max_memory: u64,
+    /// The primary is lost if it stops in the middle of a checkpoint for this long.
+    #[arg(long, value_name = "MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(100..))]
+    pub silence: u64,
+    /// The primary is lost if it starts no checkpoint for this long; must exceed
+    /// x-checkpoint-delay. Without it only the connection tells (4 s for a silent host).
+    #[arg(long, value_name = "MS")]
+    pub idle_silence: Option<u64>,
+    /// Accept this machine type only, such as pc-i440fx-7.2.
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    pub machine: Option<Name>,
+    /// A device that checkpoints may lack although the migration had it. Repeatable.
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    pub optional_device: Vec<Name>,
+    /// One JSON object a line instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn name(text: &str) -> Result<Name, String> {
+    Name::new(text.as_bytes()).ok_or_else(|| "expected 1 to 255 printable characters".into())
+}
+
+/// Something a person or a test may want to know.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Event {
+    /// Ready for a primary.
+    Listening {
+        /// Where.
+        address: String,
+    },
+    /// A primary connected.
+    Connected,
+    /// A state is whole: the initial migration (epoch 0) or a checkpoint.
+    Whole {
+        /// Which.
+        epoch: u64,
+        /// Pages in it; 0 for the initial migration, whose pages are all there are.
+        pages: usize,
+        /// Bytes of device state.
+        devices: usize,
+        /// Microseconds from its last byte to the reply being sent.
+        answered_us: u64,
+        /// Bytes of the link so far.
+        offset: u64,
+    },
+    /// The link is over.
+    Lost {
+        /// Why.
+        reason: String,
+        /// The newest whole state, if there is one.
+        epoch: Option<u64>,
+        /// Whether it will be resumed.
+        resumes: bool,
+    },
+    /// The stream was written into a file.
+    Written {
+        /// Length in bytes.
+        bytes: u64,
+        /// Microseconds since the loss.
+        after_us: u64,
+    },
+    /// The command has taken the whole stream.
+    Piped {
+        /// Length in bytes.
+        bytes: u64,
+        /// Microseconds since the loss.
+        after_us: u64,
+    },
+}
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// Asked to stop.
+    Stopped,
+    /// A checkpoint was turned into a stream; the status is the command's, if there was one.
+    Resumed(Epoch, Option<ExitStatus>),
+}
+
+/// Why it could not go on.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StandbyError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {error}")]
+    Listen {
+        /// The address.
+        address: Address,
+        /// The system's word.
+        error: io::Error,
+    },
+    /// The state directory fails.
+    #[error("state directory {}: {error}", .dir.display())]
+    State {
+        /// The directory.
+        dir: PathBuf,
+        /// The system's word.
+        error: io::Error,
+    },
+    /// The stream could not be written.
+    #[error("cannot write the stream to {to}: {error}")]
+    Resume {
+        /// The file or the command.
+        to: String,
+        /// The system's word.
+        error: io::Error,
+    },
+    /// Nothing to listen on and nothing to take from.
+    #[error("nothing to do: give --listen, or --state with --from-state")]
+    Nothing,
+    /// A system call failed.
+    #[error(transparent)]
+    System(#[from] io::Error),
+}
+
+/// Runs until a checkpoint was resumed or `stop` is asked.
+///
+/// # Errors
+/// What this side could not do. A primary's faults are events.
+pub fn run(
+    args: &StandbyArgs,
+    stop: &Stop,
+    on: &mut dyn FnMut(Event),
+) -> Result<Outcome, StandbyError> {
+    if args.from_state {
+        return from_state(args, on);
+    }
+    let address = args.listen.as_ref().ok_or(StandbyError::Nothing)?;
+    let listener = Listener::bind(address).map_err(|error| StandbyError::Listen {
+        address: address.clone(),
+        error,
+    })?;
+    let store = |dir: &Path| Store::open(dir, args.sync).map_err(|e| state_error(dir, e));
+    let mut store = args.state.as_deref().map(store).transpose()?;
+    on(Event::Listening {
+        address: listener.address()?.to_string(),
+    });
+    let clock = Clock::start();
+    loop {
+        if clock.wait(listener.as_fd(), false, None, stop)? == Woken::Stop {
+            return Ok(Outcome::Stopped);
+        }
+        let Some(stream) = listener.accept()? else {
+            continue;
+        };
+        on(Event::Connected);
+        let link = Link::new(stream, terms(args), clock, stop);
+        let (end, held) = link.serve(|kept| {
+            on(whole(&kept));
+            match &mut store {
+                Some(store) => store.keep(&kept.held.state, &kept.held.image, kept.changed),
+                None => Ok(()),
+            }
+        })?;
+        let lost = match end {
+            End::Stopped => return Ok(Outcome::Stopped),
+            End::Lost(lost) => lost,
+        };
+        // A primary that sends rubbish is alive: to resume would make two of one guest.
+        let resumes = held.is_some() && !matches!(lost, Lost::Faulty(_));
+        on(Event::Lost {
+            reason: lost.to_string(),
+            epoch: held.as_ref().map(|held| held.state.epoch.0),
+            resumes,
+        });
+        if let Some(held) = held.filter(|_| resumes) {
+            return take_over(args, &held, clock, on);
+        }
+    }
+}
+
+fn terms(args: &StandbyArgs) -> Terms {
+    Terms {
+        limits: Limits {
+            ram: args.max_memory.saturating_mul(1 << 20),
+            ..Limits::default()
+        },
+        expect: Expectation {
+            machine: args.machine.clone(),
+            optional_devices: args.optional_device.clone(),
+            ..Expectation::default()
+        },
+        patience: Patience {
+            within: Duration::from_millis(args.silence),
+            between: args.idle_silence.map(Duration::from_millis),
+        },
+    }
+}
+
+fn whole(kept: &Kept<'_>) -> Event {
+    Event::Whole {
+        epoch: kept.held.state.epoch.0,
+        pages: kept.changed.pages(),
+        devices: kept.held.state.devices.bytes().len(),
+        answered_us: micros(kept.answered),
+        offset: kept.offset,
+    }
+}
+
+fn take_over(
+    args: &StandbyArgs,
+    held: &Held,
+    clock: Clock,
+    on: &mut dyn FnMut(Event),
+) -> Result<Outcome, StandbyError> {
+    let lost = clock.now();
+    if let Some(path) = &args.out {
+        let written = takeover::to_file(path, |f| takeover::write(&held.state, &held.image, f));
+        on(Event::Written {
+            bytes: written.map_err(|e| resume_error(path.display(), e))?,
+            after_us: micros(clock.now().since(lost)),
+        });
+    }
+    let epoch = held.state.epoch;
+    let pipe = |stdin| takeover::write(&held.state, &held.image, stdin);
+    let status = command(args, epoch, pipe, clock, on)?;
+    Ok(Outcome::Resumed(epoch, status))
+}
+
+/// Takes the checkpoint from the state directory.
+fn from_state(args: &StandbyArgs, on: &mut dyn FnMut(Event)) -> Result<Outcome, StandbyError> {
+    let dir = args.state.as_deref().ok_or(StandbyError::Nothing)?;
+    let clock = Clock::start();
+    let newest = || -> Result<(Epoch, Box<dyn Read>), StandbyError> {
+        let (newest, stream) = store::newest(dir).map_err(|e| state_error(dir, e))?;
+        Ok((Epoch(newest.epoch), Box::new(stream)))
+    };
+    let (mut epoch, mut stream) = newest()?;
+    if let Some(path) = &args.out {
+        let written = takeover::to_file(path, |mut f| io::copy(&mut stream, &mut f));
+        on(Event::Written {
+            bytes: written.map_err(|e| resume_error(path.display(), e))?,
+            after_us: micros(clock.now().since(colo_proto::time::Instant::ZERO)),
+        });
+        (epoch, stream) = newest()?;
+    }
+    let pipe = |mut stdin: ChildStdin| io::copy(&mut stream, &mut stdin);
+    let status = command(args, epoch, pipe, clock, on)?;
+    Ok(Outcome::Resumed(epoch, status))
+}
+
+fn command(
+    args: &StandbyArgs,
+    epoch: Epoch,
+    pipe: impl FnOnce(ChildStdin) -> io::Result<u64>,
+    clock: Clock,
+    on: &mut dyn FnMut(Event),
+) -> Result<Option<ExitStatus>, StandbyError> {
+    let Some(command) = &args.resume_with else {
+        return Ok(None);
+    };
+    let lost = clock.now();
+    let status = takeover::to_command(epoch, command, pipe, |bytes| {
+        on(Event::Piped {
+            bytes,
+            after_us: micros(clock.now().since(lost)),
+        });
+    });
+    let status = status.map_err(|e| resume_error(command.display(), e))?;
+    Ok(Some(status))
+}
+
+fn state_error(dir: &Path, error: io::Error) -> StandbyError {
+    StandbyError::State {
+        dir: dir.to_owned(),
+        error,
+    }
+}
+
+fn resume_error(to: impl ToString, error: io::Error) -> StandbyError {
+    StandbyError::Resume {
+        to: to.to_string(),
+        error,
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,90 @@
+//! A checkpoint as a migration stream, into a file or a command's standard input.
+
+use std::{
+    ffi::OsStr,
+    fs::File,
+    io::{self, BufWriter, Write},
+    path::Path,
+    process::{ChildStdin, Command, ExitStatus, Stdio},
+};
+
+use colo_proto::{
+    id::Epoch,
+    qemu::{Resume, Segment, session::State},
+};
+
+use super::image::{Image, is_zero};
+
+/// Writes the whole stream that `-incoming` loads; returns its length in bytes.
+pub(super) fn write(state: &State, image: &Image, out: impl Write) -> io::Result<u64> {
+    let mut out = BufWriter::with_capacity(1 << 18, out);
+    let mut resume = Resume::new(
+        &state.configuration,
+        state.ram,
+        image.table().clone(),
+        &state.devices,
+        Some(&state.description),
+    );
+    let mut length = 0;
+    while let Some(segment) = resume.poll(|page| is_zero(image.page(page))) {
+        let bytes = match &segment {
+            Segment::Bytes(bytes) => bytes,
+            Segment::Page(page) => image.page(*page),
+            other => return Err(io::Error::other(format!("{other:?} cannot be written"))),
+        };
+        out.write_all(bytes)?;
+        length += bytes.len() as u64;
+    }
+    out.flush()?;
+    Ok(length)
+}
+
+/// What closes the stream after the last page: end of RAM, device sections, description.
+pub(super) fn tail(state: &State) -> Vec<u8> {
+    Resume::tail(state.ram, &state.devices, Some(&state.description))
+}
+
+/// Writes a stream to a file that is there whole or not at all.
+pub(super) fn to_file(
+    path: &Path,
+    write: impl FnOnce(&File) -> io::Result<u64>,
+) -> io::Result<u64> {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let file = File::create(&partial)?;
+    let length = write(&file)?;
+    file.sync_all()?;
+    std::fs::rename(&partial, path)?;
+    Ok(length)
+}
+
+/// Runs a shell command with a stream on its standard input, and waits for its end.
+pub(super) fn to_command(
+    epoch: Epoch,
+    command: &OsStr,
+    write: impl FnOnce(ChildStdin) -> io::Result<u64>,
+    piped: impl FnOnce(u64),
+) -> io::Result<ExitStatus> {
+    let mut child = Command::new("/bin/sh")
+        .arg("-c")
+        .arg(command)
+        .env("COLO_EPOCH", epoch.to_string())
+        .stdin(Stdio::piped())
+        .spawn()?;
+    let written = match child.stdin.take() {
+        Some(stdin) => write(stdin),
+        None => Err(io::Error::other("the command has no standard input")),
+    };
+    match written {
+        Ok(length) => piped(length),
+        Err(error) => {
+            // It ended before it had read all: its status says more than the broken pipe.
+            let status = child.wait()?;
+            if status.success() {
+                return Err(error);
+            }
+            return Ok(status);
+        }
+    }
+    child.wait()
+}

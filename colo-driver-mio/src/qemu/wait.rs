@@ -1,0 +1,98 @@
+//! Waiting for a descriptor, a deadline and Ctrl-C at once.
+
+use std::{
+    io::{self, Write as _},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
+    time::Instant as StdInstant,
+};
+
+use colo_proto::time::Instant;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
+
+/// Asks a running command to end, from a signal handler or another thread.
+#[derive(Debug)]
+pub struct Stop {
+    asked: UnixStream,
+    ask: UnixStream,
+}
+
+impl Stop {
+    /// Nobody has asked yet.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn new() -> io::Result<Self> {
+        let (asked, ask) = UnixStream::pair()?;
+        ask.set_nonblocking(true)?;
+        Ok(Self { asked, ask })
+    }
+
+    /// Asks. Asking twice is the same.
+    pub fn ask(&self) {
+        // A full pipe means that it was asked long ago.
+        let _ = (&self.ask).write(&[1]);
+    }
+}
+
+/// Why a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Woken {
+    Ready,
+    Deadline,
+    Stop,
+}
+
+/// The clock of the machines: monotonic, from the command's start.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Clock(StdInstant);
+
+impl Clock {
+    pub(super) fn start() -> Self {
+        Self(StdInstant::now())
+    }
+
+    pub(super) fn now(&self) -> Instant {
+        let nanos = self.0.elapsed().as_nanos();
+        Instant::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+
+    /// Waits until `fd` can be read (or written), the deadline passes or `stop` is asked.
+    pub(super) fn wait(
+        &self,
+        fd: BorrowedFd<'_>,
+        write: bool,
+        deadline: Option<Instant>,
+        stop: &Stop,
+    ) -> io::Result<Woken> {
+        let events = if write { PollFlags::OUT } else { PollFlags::IN };
+        loop {
+            let timeout = deadline.map(|deadline| deadline.since(self.now()));
+            if timeout.is_some_and(|left| left.is_zero()) {
+                return Ok(Woken::Deadline);
+            }
+            // A timeout too long for the kernel is none.
+            let timeout = timeout.and_then(|left| Timespec::try_from(left).ok());
+            let mut fds = [
+                PollFd::from_borrowed_fd(fd, events),
+                PollFd::from_borrowed_fd(stop.asked.as_fd(), PollFlags::IN),
+            ];
+            match poll(&mut fds, timeout.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+            let [own, asked] = &fds;
+            if !asked.revents().is_empty() {
+                return Ok(Woken::Stop);
+            }
+            if !own.revents().is_empty() {
+                return Ok(Woken::Ready);
+            }
+        }
+    }
+}
