@@ -10,7 +10,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-const IMAGES: [&str; 2] = ["dirty", "server"];
+const IMAGES: [&str; 3] = ["dirty", "disk", "server"];
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 fn main() -> Result<(), Box<dyn Error>> {

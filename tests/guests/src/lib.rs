@@ -43,6 +43,20 @@ pub fn server_byte(index: u64) -> u8 {
     (index ^ index >> 8 ^ index >> 16).to_le_bytes()[0]
 }
 
+/// Writes and reads back a region of the first virtio-blk disk on virtio-mmio, and checks that
+/// every block is what it last wrote there.
+///
+/// `writes=8` blocks of 4096 bytes written and `reads=8` read back every `period_us=10000`
+/// microseconds, each round-robin over the first `blocks=1024`; a flush each `flush_every=16`
+/// periods (0: never); `quiet=1` as in [`DIRTY`]; devices as in [`SERVER`]. The whole region is
+/// written once before the guest prints `disk: ready …`; then it prints `disk: t=…` each second,
+/// `disk: CORRUPT …` for a wrong block, `disk: IO ERROR …` for a failed request.
+///
+/// A block is 512 little-endian `u64`: its index, its generation (1 for the first fill, one more
+/// per write), a checksum of all words but this one (`sum = rotl(sum, 7) ^ word`, in order), and
+/// a pattern.
+pub const DISK: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/disk"));
+
 /// The counters every guest keeps, each a little-endian `u64` in guest RAM.
 pub mod stats {
     /// Guest-physical address of the page of counters.

@@ -146,6 +146,53 @@ fn servers_of_two_boots_draw_different_numbers() {
     assert_ne!(one, other);
 }
 
+#[test]
+fn disk_writes_and_verifies_and_leaves_blocks_that_others_can_judge() {
+    for legacy in ["on", "off"] {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(1 << 20).unwrap();
+        let devices = [
+            "-global",
+            &format!("virtio-mmio.force-legacy={legacy}"),
+            "-drive",
+            &format!("if=none,id=disk,format=raw,file={}", image.path().display()),
+            "-device",
+            "virtio-blk-device,drive=disk",
+        ];
+        let Some(mut qemu) = Qemu::boot("microvm", colo_guests::DISK, "blocks=200", &devices)
+        else {
+            return;
+        };
+        qemu.line_with("disk: ready blocks=200 of=256");
+        let line = qemu.line_with("disk: t=2 ");
+        assert!(line.ends_with("errors=0"), "{line}");
+        for key in ["written", "verified", "flushed"] {
+            assert!(value(&line, key) > 0, "{line}");
+        }
+        drop(qemu);
+
+        let bytes = std::fs::read(image.path()).unwrap();
+        let written = value(&line, "written");
+        for (index, block) in (0..200).zip(bytes.chunks(4096)) {
+            let words: Vec<_> = block
+                .chunks(8)
+                .map(|word| u64::from_le_bytes(word.try_into().unwrap()))
+                .collect();
+            let sum = words
+                .iter()
+                .enumerate()
+                .filter(|word| word.0 != 2)
+                .fold(0_u64, |sum, word| sum.rotate_left(7) ^ word.1);
+            assert_eq!((words[0], words[2]), (index, sum));
+            assert!(
+                words[1] > written / 200,
+                "block {index} is of generation {}",
+                words[1]
+            );
+        }
+    }
+}
+
 /// A server behind a forwarded port of this host.
 fn boot_server(legacy: &str, cmdline: &str) -> Option<(Qemu, u16)> {
     let port = TcpListener::bind("127.0.0.1:0")

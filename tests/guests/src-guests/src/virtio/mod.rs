@@ -4,6 +4,7 @@
 //! places where QEMU's `microvm` puts them are tried. Both register layouts are spoken: the modern
 //! one, and the legacy one that QEMU still defaults to.
 
+pub mod blk;
 pub mod net;
 mod queue;
 
@@ -128,12 +129,8 @@ impl Transport {
             self.set(DEVICE_FEATURES_SELECT, half);
             offered |= u64::from(self.read(DEVICE_FEATURES)) << (32 * half);
         }
-        let required = if self.legacy {
-            F_ANY_LAYOUT
-        } else {
-            F_VERSION_1
-        };
-        if offered & required == 0 {
+        let required = if self.legacy { 0 } else { F_VERSION_1 };
+        if offered & required != required {
             return Err(Trouble::Features);
         }
         let accepted = offered & (wanted | required);
@@ -195,6 +192,10 @@ impl Transport {
 
     fn config8(&self, offset: u64) -> u8 {
         peek8(self.base + CONFIG + offset)
+    }
+
+    fn config32(&self, offset: u64) -> u32 {
+        self.read(CONFIG + offset)
     }
 
     fn read(&self, register: u64) -> u32 {

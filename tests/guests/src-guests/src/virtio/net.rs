@@ -8,7 +8,7 @@ use smoltcp::phy::{self, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
 
 use super::queue::{Queue, WRITE};
-use super::{Transport, Trouble};
+use super::{F_ANY_LAYOUT, Transport, Trouble};
 use crate::cmdline::CommandLine;
 
 const KIND: u32 = 1;
@@ -44,7 +44,11 @@ impl Net {
     /// If there is none, or it cannot be driven.
     pub fn find(cmdline: &CommandLine) -> Result<Self, Trouble> {
         let transport = Transport::find(cmdline, KIND)?;
-        let features = transport.begin(F_MAC)?;
+        let features = transport.begin(F_MAC | F_ANY_LAYOUT)?;
+        if transport.legacy && features & F_ANY_LAYOUT == 0 {
+            // Without it the header needs a descriptor of its own.
+            return Err(Trouble::Features);
+        }
         // The number of merged buffers is part of the header of a modern device only.
         let header = if transport.legacy { 10 } else { 12 };
         let mut rx = Side::new(&transport, RX, header)?;
