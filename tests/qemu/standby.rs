@@ -1,0 +1,114 @@
+//! A QEMU primary is protected by `colod standby`, dies, and its guest goes on elsewhere.
+
+use colo_driver_mio::qemu::standby::{Event, Outcome};
+use serde_json::json;
+
+use crate::{
+    can_run,
+    side::Side,
+    vm::{Machine, Vm, arguments, counters_in},
+};
+
+const CHECKPOINTS: u64 = 200;
+
+#[test]
+fn two_hundred_checkpoints_then_the_guest_goes_on_from_the_last_one() {
+    if !can_run() {
+        return;
+    }
+    let machine = Machine::dirty(64);
+    let stream = machine.path("vm.stream");
+    // Stopped after loading, so that the counters can be compared exactly.
+    let (listener, command) = machine.resume_command("-S");
+    let out = stream.to_str().unwrap();
+    let side = Side::start(arguments([
+        "--listen",
+        "127.0.0.1:0",
+        "--out",
+        out,
+        "--resume-with",
+        &command,
+    ]));
+    let mut primary = machine.start(&[]);
+    primary.wait_until(|c| c.is_ready() && c.progress > 10);
+    primary.protect(&side.uri, 10);
+    loop {
+        match side.next() {
+            Event::Whole { epoch, .. } if epoch >= CHECKPOINTS => break,
+            Event::Whole { .. } | Event::Connected => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    primary.wait_until(|c| c.progress > 20);
+    primary.kill();
+
+    let (lost, newest) = side.after_checkpoints();
+    let Event::Lost {
+        epoch: Some(epoch),
+        resumes: true,
+        ..
+    } = lost
+    else {
+        panic!("{lost:?}");
+    };
+    assert!(epoch >= newest.unwrap_or(CHECKPOINTS));
+    goes_on(Vm::attach(&listener), &stream);
+    let resumed = side.join();
+    assert!(
+        matches!(resumed, Outcome::Resumed(e, Some(status)) if e.0 == epoch && status.success()),
+        "{resumed:?}"
+    );
+}
+
+/// The state directory alone is enough, and the standby's death does not matter.
+#[test]
+fn a_checkpoint_on_disk_is_resumed_without_the_standby_that_wrote_it() {
+    if !can_run() {
+        return;
+    }
+    let machine = Machine::dirty(64);
+    let dir = machine.path("state");
+    let dir = dir.to_str().unwrap();
+    let side = Side::start(arguments(["--listen", "127.0.0.1:0", "--state", dir]));
+    let mut primary = machine.start(&[]);
+    primary.wait_until(|c| c.is_ready() && c.progress > 10);
+    primary.protect(&side.uri, 10);
+    while !matches!(side.next(), Event::Whole { epoch: 20.., .. }) {}
+    drop(side);
+    primary.kill();
+
+    let stream = machine.path("vm.stream");
+    let out = stream.to_str().unwrap();
+    let (listener, command) = machine.resume_command("-S");
+    let from_disk = Side::from_state(arguments([
+        "--state",
+        dir,
+        "--from-state",
+        "--out",
+        out,
+        "--resume-with",
+        &command,
+    ]));
+    goes_on(Vm::attach(&listener), &stream);
+    let outcome = from_disk.join();
+    assert!(matches!(outcome, Outcome::Resumed(e, Some(_)) if e.0 >= 20));
+}
+
+/// The resumed guest stands exactly where the stream says, and runs on without a fault.
+pub(crate) fn goes_on(mut resumed: Vm, stream: &std::path::Path) {
+    let held = counters_in(stream);
+    assert!(held.is_ready() && held.errors == 0, "{held:?}");
+    loop {
+        let status = resumed.qmp.run("query-status", json!({}));
+        match status["status"].as_str().unwrap() {
+            "inmigrate" => std::thread::sleep(std::time::Duration::from_millis(10)),
+            "paused" | "prelaunch" => break,
+            other => panic!("{other}"),
+        }
+    }
+    assert_eq!(resumed.counters(), held);
+    resumed.qmp.run("cont", json!({}));
+    // Long enough that every page of its working set is checked again.
+    resumed.wait_until(|c| c.verified > held.verified + 2048 && c.progress > held.progress + 10);
+    resumed.quit();
+}
