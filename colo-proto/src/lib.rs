@@ -4,9 +4,15 @@
 
 extern crate alloc;
 
+pub mod command;
+pub mod error;
+pub mod event;
 pub mod id;
+pub mod machine;
 pub mod member;
 pub mod net;
 pub mod qemu;
 pub mod ram;
+pub mod stats;
+pub mod status;
 pub mod time;
