@@ -16,3 +16,8 @@ pub mod ram;
 pub mod stats;
 pub mod status;
 pub mod time;
+
+/// What goes over the wire.
+pub mod wire {
+    pub mod join;
+}

@@ -18,7 +18,7 @@ impl core::fmt::Debug for MacKey {
 
 /// The code of `text` under `key`.
 #[must_use]
-pub(super) fn siphash128(key: MacKey, text: &[u8]) -> [u8; 16] {
+pub(crate) fn siphash128(key: MacKey, text: &[u8]) -> [u8; 16] {
     let (low, high) = key.0.split_at(8);
     let (k0, k1) = (word(low), word(high));
     let mut v = [
@@ -47,7 +47,7 @@ pub(super) fn siphash128(key: MacKey, text: &[u8]) -> [u8; 16] {
 
 /// Compares two codes in constant time.
 #[must_use]
-pub(super) fn same(a: &[u8], b: &[u8]) -> bool {
+pub(crate) fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |diff, (x, y)| diff | (x ^ y)) == 0
 }
 
