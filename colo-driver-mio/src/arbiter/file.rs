@@ -1,0 +1,257 @@
+//! The register as a file on storage that both hosts see, under a lock.
+//!
+//! The lock orders the hosts (`flock`, which NFS since version 4 and cluster file systems carry
+//! between hosts); the register is replaced as a whole and synced before the answer. Everything
+//! happens on a thread of its own: storage that hangs makes the arbiter unreachable and leaves the
+//! loop alone.
+//!
+//! What the storage must do: carry advisory locks between the hosts, make a synced rename visible
+//! to whoever takes the lock next, and let go of a dead host's lock.
+
+use core::time::Duration;
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io,
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, Sender, channel},
+    thread,
+};
+
+use colo_proto::{
+    member::{Ballot, RecordError, Register, RequestId, Verdict},
+    time::Instant,
+};
+use rustix::fs::{FlockOperation, flock};
+
+use super::Arbiter;
+use crate::{Wake, record::write_durably};
+
+/// An arbiter in a file.
+#[derive(Debug)]
+pub struct FileArbiter {
+    path: PathBuf,
+    patience: Duration,
+    questions: Option<Sender<(RequestId, Question)>>,
+    answers: Option<Receiver<(RequestId, Verdict)>>,
+    /// Questions with the thread, and when they count as unanswered; `None` when they already do.
+    open: BTreeMap<RequestId, Option<Instant>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Question {
+    Cast(Ballot),
+    Read,
+}
+
+/// Why the register could not be asked.
+#[derive(Debug, thiserror::Error)]
+enum AskError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("the register is damaged: {0}")]
+    Damaged(#[from] RecordError),
+}
+
+impl FileArbiter {
+    /// An arbiter in the file at `path`, which is made at the first grant. A question counts as
+    /// unanswered after `patience`, and is answered all the same if it is repeated.
+    #[must_use]
+    pub const fn new(path: PathBuf, patience: Duration) -> Self {
+        Self {
+            path,
+            patience,
+            questions: None,
+            answers: None,
+            open: BTreeMap::new(),
+        }
+    }
+
+    fn ask(&mut self, now: Instant, request: RequestId, question: Question) {
+        let until = Some(now + self.patience);
+        // A repeated question that still hangs waits for the same answer: nothing piles up.
+        if self.open.insert(request, until).is_none()
+            && let Some(questions) = &self.questions
+            && questions.send((request, question)).is_err()
+        {
+            tracing::error!("the arbiter's thread is gone; it counts as unreachable");
+        }
+    }
+}
+
+impl Arbiter for FileArbiter {
+    fn attach(&mut self, wake: Wake) -> io::Result<()> {
+        let (questions, inbox) = channel();
+        let (outbox, answers) = channel();
+        let path = self.path.clone();
+        thread::Builder::new()
+            .name("colo-arbiter".to_owned())
+            .spawn(move || {
+                while let Ok((request, question)) = inbox.recv() {
+                    let verdict = put(&path, question).unwrap_or_else(|error| {
+                        tracing::warn!(path = %path.display(), %error, "arbiter unreachable");
+                        Verdict::Unreachable
+                    });
+                    if outbox.send((request, verdict)).is_err() {
+                        return;
+                    }
+                    wake.wake();
+                }
+            })?;
+        self.questions = Some(questions);
+        self.answers = Some(answers);
+        Ok(())
+    }
+
+    fn cast(&mut self, now: Instant, ballot: Ballot) {
+        self.ask(now, ballot.request, Question::Cast(ballot));
+    }
+
+    fn read(&mut self, now: Instant, request: RequestId) {
+        self.ask(now, request, Question::Read);
+    }
+
+    fn poll(&mut self, now: Instant) -> Option<(RequestId, Verdict)> {
+        while let Some((request, verdict)) = self.answers.as_ref().and_then(|a| a.try_recv().ok()) {
+            // A late answer to a question that was given up is not news: it will be repeated.
+            if let Some(Some(_)) = self.open.remove(&request) {
+                return Some((request, verdict));
+            }
+        }
+        let (request, until) = self
+            .open
+            .iter_mut()
+            .find(|(_, until)| until.is_some_and(|until| until <= now))?;
+        *until = None;
+        Some((*request, Verdict::Unreachable))
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.open.values().filter_map(|until| *until).min()
+    }
+}
+
+/// Asks the register, under the lock.
+fn put(path: &Path, question: Question) -> Result<Verdict, AskError> {
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path.with_extension("lock"))?;
+    flock(&lock, FlockOperation::LockExclusive).map_err(io::Error::from)?;
+    // Dropping the file lets go of the lock, after the write.
+    ask(path, question, &lock)
+}
+
+fn ask(path: &Path, question: Question, _locked: &File) -> Result<Verdict, AskError> {
+    let mut register = match fs::read(path) {
+        Ok(bytes) => Register::decode(&bytes)?,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Register::default(),
+        Err(e) => return Err(e.into()),
+    };
+    let ballot = match question {
+        Question::Read => return Ok(Verdict::Read(register)),
+        Question::Cast(ballot) => ballot,
+    };
+    let before = register;
+    let verdict = register.cast(&ballot);
+    if register != before {
+        write_durably(path, &register.encode())?;
+    }
+    Ok(verdict)
+}
+
+#[cfg(test)]
+mod tests {
+    use colo_proto::{
+        id::Generation,
+        member::{Mode, NodeId},
+    };
+
+    use super::*;
+
+    fn ballot(request: u64, caller: u64, expect: u64) -> Ballot {
+        Ballot {
+            request: RequestId(request),
+            caller: NodeId(caller),
+            expect: Generation(expect),
+            mode: Mode::Dual,
+            owner: NodeId(caller),
+            partner: NodeId(3 - caller),
+        }
+    }
+
+    #[test]
+    fn of_many_hosts_that_ask_at_once_one_wins_each_generation() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("register");
+        for generation in 0..5 {
+            let wins: usize = thread::scope(|scope| {
+                let asked: Vec<_> = [1, 2]
+                    .map(|host| {
+                        let path = &path;
+                        let ballot = ballot(generation * 10 + host, host, generation);
+                        scope.spawn(move || put(path, Question::Cast(ballot)).unwrap())
+                    })
+                    .into_iter()
+                    .collect();
+                asked
+                    .into_iter()
+                    .map(|host| usize::from(matches!(host.join().unwrap(), Verdict::Granted(_))))
+                    .sum()
+            });
+            assert_eq!(wins, 1, "generation {generation}");
+        }
+    }
+
+    #[test]
+    fn a_repeated_request_is_granted_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("register");
+        let ask = |b| put(&path, Question::Cast(b)).unwrap();
+        let first = ask(ballot(7, 1, 0));
+        assert_eq!(ask(ballot(7, 1, 0)), first);
+        assert!(matches!(ask(ballot(8, 2, 0)), Verdict::Denied(r) if r.request == RequestId(7)));
+    }
+
+    #[test]
+    fn a_damaged_register_and_a_missing_directory_are_not_answers() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("register");
+        fs::write(&path, b"?").unwrap();
+        put(&path, Question::Read).unwrap_err();
+        put(&dir.path().join("not/there"), Question::Read).unwrap_err();
+    }
+
+    #[test]
+    fn a_lock_that_nobody_lets_go_of_makes_it_unreachable_and_then_answers() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("register");
+        let held = File::create(path.with_extension("lock")).unwrap();
+        flock(&held, FlockOperation::LockExclusive).unwrap();
+
+        let mut poll = mio::Poll::new().unwrap();
+        let mut events = mio::Events::with_capacity(4);
+        let wake = Wake::new(poll.registry(), mio::Token(0)).unwrap();
+        let patience = Duration::from_millis(500);
+        let mut arbiter = FileArbiter::new(path, patience);
+        arbiter.attach(wake).unwrap();
+        let start = Instant::from_millis(1000);
+        arbiter.read(start, RequestId(1));
+        assert_eq!(arbiter.deadline(), Some(start + patience));
+        let late = start + patience;
+        assert_eq!(
+            arbiter.poll(late),
+            Some((RequestId(1), Verdict::Unreachable))
+        );
+        assert_eq!(arbiter.poll(late), None, "told once");
+
+        arbiter.read(late, RequestId(1));
+        drop(held);
+        poll.poll(&mut events, None).unwrap();
+        assert_eq!(
+            arbiter.poll(late),
+            Some((RequestId(1), Verdict::Read(Register::default())))
+        );
+    }
+}

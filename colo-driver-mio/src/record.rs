@@ -1,0 +1,252 @@
+//! What this host remembers about ownership, on stable storage (spec heartbeat A5, section 6).
+//!
+//! A write is a new file, synced, renamed over the old one, and the directory synced: after a
+//! crash either the old record is there or the new one. The directory is locked for as long as the
+//! process lives, so that a second instance cannot run on the same record.
+
+use core::time::Duration;
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, Sender, channel},
+    thread,
+};
+
+use colo_proto::member::{PersistId, Record, RecordError as BadRecord};
+use rustix::fs::{FlockOperation, flock};
+
+use crate::Wake;
+
+/// Between attempts to write while the file system refuses.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Why a record cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordError {
+    /// Another process has it.
+    #[error("{path}: another colod runs on this state directory")]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+    },
+    /// The file system refused.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The record is damaged. Deciding without it could wake a VM twice.
+    #[error("{path}: {source}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: BadRecord,
+    },
+}
+
+/// The record of this host.
+#[derive(Debug)]
+pub struct RecordStore {
+    place: Place,
+    writes: Option<Sender<(PersistId, Record)>>,
+    done: Option<Receiver<Written>>,
+}
+
+#[derive(Debug)]
+enum Place {
+    Directory {
+        dir: PathBuf,
+        /// Held, not read.
+        _lock: File,
+    },
+    Memory(Vec<PersistId>),
+}
+
+/// What the writer reports.
+#[derive(Debug)]
+pub(crate) enum Written {
+    Done(PersistId),
+    Refused(String),
+}
+
+impl RecordStore {
+    /// Opens and locks the state directory, making it if need be, and reads the record if there
+    /// is one.
+    ///
+    /// # Errors
+    /// When another process has it, or it cannot be read. A damaged record is never ignored.
+    pub fn open(dir: &Path) -> Result<(Self, Option<Record>), RecordError> {
+        let wrong = |path: &Path| {
+            let path = path.to_owned();
+            move |source| RecordError::Io { path, source }
+        };
+        fs::create_dir_all(dir).map_err(wrong(dir))?;
+        let path = dir.join("lock");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(wrong(&path))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(RecordError::Locked { path }),
+            Err(e) => return Err(wrong(&path)(e.into())),
+        }
+        let path = dir.join(FILE);
+        let record = match fs::read(&path) {
+            Ok(bytes) => Some(
+                Record::decode(&bytes).map_err(|source| RecordError::Damaged { path, source })?,
+            ),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(wrong(&path)(e)),
+        };
+        let place = Place::Directory {
+            dir: dir.to_owned(),
+            _lock: lock,
+        };
+        Ok((Self::at(place), record))
+    }
+
+    /// A record that is forgotten with the process. For tests and demonstrations: a host that
+    /// restarts does not know what it was.
+    #[must_use]
+    pub const fn in_memory() -> Self {
+        Self::at(Place::Memory(Vec::new()))
+    }
+
+    const fn at(place: Place) -> Self {
+        Self {
+            place,
+            writes: None,
+            done: None,
+        }
+    }
+
+    /// Starts the writer.
+    pub(crate) fn attach(&mut self, wake: Wake) -> io::Result<()> {
+        let Place::Directory { dir, .. } = &self.place else {
+            return Ok(());
+        };
+        let dir = dir.clone();
+        let (writes, inbox) = channel();
+        let (outbox, done) = channel();
+        thread::Builder::new()
+            .name("colo-record".to_owned())
+            .spawn(move || keep(&dir, &inbox, &outbox, &wake))?;
+        self.writes = Some(writes);
+        self.done = Some(done);
+        Ok(())
+    }
+
+    /// Begins a write. Writes take effect in order.
+    pub(crate) fn persist(&mut self, id: PersistId, record: Record) {
+        match (&mut self.place, &self.writes) {
+            (Place::Memory(done), _) => done.push(id),
+            (Place::Directory { .. }, Some(writes)) => {
+                if writes.send((id, record)).is_err() {
+                    tracing::error!("the record's writer is gone; ownership stands still");
+                }
+            }
+            (Place::Directory { .. }, None) => {}
+        }
+    }
+
+    /// What became durable.
+    pub(crate) fn poll(&mut self) -> Option<Written> {
+        if let Place::Memory(done) = &mut self.place {
+            return (!done.is_empty()).then(|| Written::Done(done.remove(0)));
+        }
+        self.done.as_ref()?.try_recv().ok()
+    }
+}
+
+const FILE: &str = "record";
+
+/// The writer's thread: a file system that hangs stops it and not the loop.
+fn keep(dir: &Path, inbox: &Receiver<(PersistId, Record)>, outbox: &Sender<Written>, wake: &Wake) {
+    while let Ok((id, record)) = inbox.recv() {
+        let mut refused = false;
+        while let Err(error) = write_durably(&dir.join(FILE), &record.encode()) {
+            if !refused {
+                refused = true;
+                let why = format!("{}: {error}", dir.join(FILE).display());
+                tracing::error!(%why, "the record cannot be written; trying again");
+                let _loop_gone = outbox.send(Written::Refused(why));
+                wake.wake();
+            }
+            thread::sleep(RETRY);
+        }
+        if outbox.send(Written::Done(id)).is_err() {
+            return;
+        }
+        wake.wake();
+    }
+}
+
+/// Replaces `path` by `bytes` so that a crash leaves the one or the other.
+pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = File::create(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    match path.parent() {
+        Some(dir) => File::open(dir)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use colo_proto::id::Generation;
+
+    use super::*;
+
+    fn record(generation: u64) -> Record {
+        Record {
+            generation: Generation(generation),
+            ..Record::default()
+        }
+    }
+
+    #[test]
+    fn what_was_written_last_is_read_back_and_leaves_no_other_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
+        for generation in 1..4 {
+            write_durably(&path, &record(generation).encode()).unwrap();
+        }
+        let (_store, read) = RecordStore::open(dir.path()).unwrap();
+        assert_eq!(read, Some(record(3)));
+        let mut names: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["lock", FILE]);
+    }
+
+    #[test]
+    fn a_second_instance_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, _) = RecordStore::open(dir.path()).unwrap();
+        let error = RecordStore::open(dir.path()).unwrap_err();
+        assert!(matches!(error, RecordError::Locked { .. }), "{error}");
+        drop(first);
+        RecordStore::open(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_damaged_record_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(FILE), b"half").unwrap();
+        let error = RecordStore::open(dir.path()).unwrap_err();
+        assert!(matches!(error, RecordError::Damaged { .. }), "{error}");
+    }
+}
