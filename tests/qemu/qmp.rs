@@ -45,7 +45,8 @@ impl Qmp {
         }
     }
 
-    /// Waits for an event of this name; one that came before counts.
+    /// Waits for the oldest event of this name that was not waited for; one that came before
+    /// counts.
     pub(crate) fn wait(&mut self, event: &str) -> Value {
         loop {
             if let Some(at) = self.events.iter().position(|e| e["event"] == event) {

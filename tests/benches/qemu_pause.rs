@@ -1,0 +1,142 @@
+//! How long a QEMU primary stands still for a checkpoint: against `colod standby`, against a QEMU
+//! secondary, same guest, same run. Promise: at most half.
+//!
+//! ```text
+//! cargo bench -p colo-tests --bench qemu_pause
+//! ```
+#![expect(
+    clippy::unwrap_used,
+    reason = "a bench without QEMU has nothing to measure"
+)]
+#![allow(dead_code, reason = "shares its modules with the qemu tests")]
+
+#[path = "../qemu/qmp.rs"]
+mod qmp;
+#[path = "../qemu/side.rs"]
+mod side;
+#[path = "../qemu/vm.rs"]
+mod vm;
+
+use serde_json::{Value, json};
+
+use colo_driver_mio::qemu::standby::Event;
+use side::Side;
+use vm::{Machine, Vm, arguments};
+
+const CHECKPOINTS: usize = 150;
+/// The first checkpoints copy all memory and settle: they are another number.
+const SETTLE: usize = 10;
+const DELAY_MS: u32 = 20;
+
+fn main() {
+    // Cargo runs benches as tests too, to see that they start.
+    if std::env::args().any(|a| a == "--test") || !std::path::Path::new("/dev/kvm").exists() {
+        println!("SKIPPED: a measurement, and it needs /dev/kvm");
+        return;
+    }
+    println!("pause of a QEMU primary, stop to resume, in ms; {CHECKPOINTS} checkpoints each");
+    println!(
+        "{:<28} {:>8} {:>8} {:>8} {:>8}",
+        "", "first", "median", "p95", "max"
+    );
+    for unix in [false, true] {
+        let what = if unix { "unix socket" } else { "tcp" };
+        let ours = against_standby(unix);
+        let theirs = against_qemu(unix);
+        let (ours, theirs) = (
+            row(&format!("{what}, colod standby"), ours),
+            row(&format!("{what}, QEMU secondary"), theirs),
+        );
+        println!("{what}: ratio of the medians {:.3}", ours / theirs);
+    }
+}
+
+fn row(name: &str, mut pauses: Vec<f64>) -> f64 {
+    let first = pauses[0];
+    pauses.drain(..SETTLE);
+    pauses.sort_by(f64::total_cmp);
+    let at = |q: f64| pauses[((pauses.len() - 1) as f64 * q) as usize];
+    println!(
+        "{name:<28} {first:>8.2} {:>8.2} {:>8.2} {:>8.2}",
+        at(0.5),
+        at(0.95),
+        at(1.0)
+    );
+    at(0.5)
+}
+
+fn against_standby(unix: bool) -> Vec<f64> {
+    let machine = Machine::dirty(128);
+    let socket = format!("unix:{}", machine.path("migration").display());
+    let listen = if unix { &socket } else { "127.0.0.1:0" };
+    let out = machine.path("vm.stream");
+    let side = Side::start(arguments([
+        "--listen",
+        listen,
+        "--out",
+        out.to_str().unwrap(),
+    ]));
+    let pauses = measure(&machine, &side.uri);
+    let mut answered: Vec<u64> = vec![];
+    loop {
+        match side.next() {
+            Event::Whole {
+                epoch, answered_us, ..
+            } if epoch as usize > SETTLE => answered.push(answered_us),
+            Event::Whole { .. } | Event::Connected => {}
+            _ => break,
+        }
+    }
+    answered.sort_unstable();
+    println!(
+        "  last byte of a checkpoint to LOADED sent: median {} \u{b5}s, max {} \u{b5}s",
+        answered[answered.len() / 2],
+        answered[answered.len() - 1]
+    );
+    pauses
+}
+
+fn against_qemu(unix: bool) -> Vec<f64> {
+    let machine = Machine::dirty(128);
+    let uri = if unix {
+        format!("unix:{}", machine.path("migration").display())
+    } else {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        format!("tcp:{}", port.local_addr().unwrap())
+    };
+    let mut secondary = machine.start(&["-incoming", "defer"]);
+    let capability = json!([{"capability": "x-colo", "state": true}]);
+    secondary.qmp.run(
+        "migrate-set-capabilities",
+        json!({"capabilities": capability}),
+    );
+    secondary.qmp.run("migrate-incoming", json!({"uri": uri}));
+    measure(&machine, &uri)
+}
+
+/// Protects a fresh guest and times its stops.
+fn measure(machine: &Machine, uri: &str) -> Vec<f64> {
+    let mut primary = machine.start(&[]);
+    primary.wait_until(|c| c.is_ready() && c.progress > 10);
+    primary.protect(uri, DELAY_MS);
+    let pauses = pauses(&mut primary);
+    primary.kill();
+    pauses
+}
+
+fn pauses(primary: &mut Vm) -> Vec<f64> {
+    let mut pauses = vec![];
+    // The migration's own stop comes first.
+    primary.qmp.wait("RESUME");
+    while pauses.len() < CHECKPOINTS {
+        let stop = seconds(&primary.qmp.wait("STOP"));
+        let resume = seconds(&primary.qmp.wait("RESUME"));
+        pauses.push((resume - stop) * 1e3);
+    }
+    pauses
+}
+
+fn seconds(event: &Value) -> f64 {
+    let stamp = &event["timestamp"];
+    stamp["seconds"].as_f64().unwrap() + stamp["microseconds"].as_f64().unwrap() * 1e-6
+}
