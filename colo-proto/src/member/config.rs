@@ -28,8 +28,8 @@ pub enum Arbitration {
         /// is passive.
         primary_survives: bool,
         /// The secondary takes over on silence **without asking anyone**: with a cut network both
-        /// nodes then serve the world. For demonstrations; each use is an
-        /// [`Event`](super::MemberEvent::UnsafeTakeover).
+        /// nodes then serve the world. For demonstrations; each use is a
+        /// [`Critical`](super::Critical::UnsafeTakeover) event.
         unsafe_no_arbiter: bool,
     },
 }

@@ -262,3 +262,224 @@ fn a_pair_forms_and_the_secondary_survives_the_primary() {
         Some(Permit { generation, until })
     );
 }
+
+/// An acknowledgement as b would send it for a's last heartbeat, but for what `change` does.
+fn acknowledgement(pair: &Pair, change: impl Fn(&mut Datagram)) -> [u8; DATAGRAM_SIZE] {
+    let heartbeat = pair
+        .a
+        .sent
+        .iter()
+        .rev()
+        .find(|(_, d)| d.kind == Kind::Heartbeat)
+        .unwrap()
+        .1;
+    let mut ack = Datagram {
+        kind: Kind::Ack,
+        ack: heartbeat.seq,
+        seq: u64::MAX,
+        boot: pair.b.member.boot(),
+        peer_boot: pair.a.member.boot(),
+        state: MemberState::Secondary,
+        ..heartbeat
+    };
+    change(&mut ack);
+    ack.encode(KEY, B)
+}
+
+/// A dual pair, one heartbeat sent and not delivered, and the lease as it stands.
+fn one_heartbeat_out() -> (Pair, Option<Permit>) {
+    let mut pair = Pair::dual();
+    pair.now = pair.a.member.poll_timeout().unwrap();
+    pair.a.member.handle_timeout(pair.now);
+    pair.a.flush(pair.now);
+    let permit = pair.a.member.permit(pair.now);
+    (pair, permit)
+}
+
+#[test]
+fn only_an_acknowledgement_of_this_pair_and_generation_extends_the_lease() {
+    type Change = fn(&mut Datagram);
+    let changes: [(&str, Change); 5] = [
+        ("another generation", |d| d.generation.0 -= 1),
+        ("another instance of the partner", |d| d.boot.0 += 1),
+        ("for another instance of us", |d| d.peer_boot.0 += 1),
+        ("never sent", |d| d.ack += 100),
+        ("another VM", |d| d.vm = VmId([9; 16])),
+    ];
+    for (what, change) in changes {
+        let (mut pair, before) = one_heartbeat_out();
+        let bytes = acknowledgement(&pair, change);
+        pair.a.member.handle_datagram(pair.now, PathId(0), &bytes);
+        assert_eq!(pair.a.member.permit(pair.now), before, "{what}");
+    }
+    let (mut pair, before) = one_heartbeat_out();
+    let bytes = acknowledgement(&pair, |_| {});
+    pair.a.member.handle_datagram(pair.now, PathId(0), &bytes);
+    let until = pair.now + ms(600);
+    assert_eq!(pair.a.member.permit(pair.now).unwrap().until, until);
+    assert!(until > before.unwrap().until);
+}
+
+#[cfg(feature = "mutations")]
+#[test]
+fn the_test_above_sees_the_rules_broken() {
+    type Change = fn(&mut Datagram);
+    let seeded: [(Mutation, Change); 2] = [
+        (Mutation::AnyGeneration, |d| d.generation.0 -= 1),
+        (Mutation::AnyBoot, |d| d.boot.0 += 1),
+    ];
+    for (mutation, change) in seeded {
+        let (mut pair, before) = one_heartbeat_out();
+        pair.a.member = pair.a.member.clone().with_mutation(Some(mutation));
+        let bytes = acknowledgement(&pair, change);
+        pair.a.member.handle_datagram(pair.now, PathId(0), &bytes);
+        assert_ne!(pair.a.member.permit(pair.now), before, "{mutation:?}");
+    }
+}
+
+#[test]
+fn a_stall_restarts_the_windows_and_never_extends_the_gate() {
+    let mut pair = Pair::dual();
+    let until = pair.a.member.permit(pair.now).unwrap().until;
+    pair.now = pair.now + ms(5000);
+    pair.a.member.handle_timeout(pair.now);
+    pair.b.member.handle_timeout(pair.now);
+    assert_eq!(pair.a.member.permit(pair.now), None);
+    assert!(until < pair.now);
+    assert_eq!(
+        pair.states(),
+        (MemberState::PrimaryDual, MemberState::Secondary)
+    );
+}
+
+#[test]
+fn while_asking_the_secondary_does_not_acknowledge_and_the_primary_gets_its_pair_back() {
+    let mut pair = Pair::dual();
+    pair.arbiter = false;
+    pair.b.local(pair.now, Local::Operator(Command::FailOver));
+    pair.run(ms(1500));
+    assert_eq!(
+        pair.states(),
+        (
+            MemberState::PrimaryArbitrating,
+            MemberState::SecondaryArbitrating
+        )
+    );
+    assert_eq!(pair.a.member.permit(pair.now), None, "the lease ran out");
+    // The primary's ballot comes first, and it asks to be alone.
+    pair.arbiter = true;
+    pair.run(ms(3000));
+    assert_eq!(pair.a.member.state(), MemberState::PrimarySolo);
+    assert_eq!(pair.b.member.state(), MemberState::Syncing);
+}
+
+#[test]
+fn back_before_the_verdict_means_a_new_dual_generation() {
+    let mut pair = Pair::dual();
+    pair.arbiter = false;
+    pair.links = (true, false);
+    pair.run(ms(900));
+    assert_eq!(pair.a.member.state(), MemberState::PrimaryArbitrating);
+    pair.links = (true, true);
+    pair.run(ms(300));
+    assert!(pair.a.member.permit(pair.now).is_some(), "leased meanwhile");
+    // The first ballot, for sole ownership, was lost; the second is for the pair.
+    pair.a.ballots.retain(|ballot| ballot.mode == Mode::Dual);
+    pair.arbiter = true;
+    pair.run(ms(2000));
+    assert_eq!(
+        pair.states(),
+        (MemberState::PrimaryDual, MemberState::Secondary)
+    );
+    assert_eq!(pair.a.member.generation(), Generation(3));
+    assert_eq!(pair.b.member.generation(), Generation(3));
+}
+
+#[test]
+fn nothing_is_promised_or_asked_before_the_disk_has_it() {
+    let mut pair = Pair::dual();
+    pair.b.disk = false;
+    pair.b.local(pair.now, Local::ReplicaLost);
+    let said = |node: &Node, control| {
+        let kind = Kind::Control(control);
+        node.sent.iter().any(|(_, d)| d.kind == kind)
+    };
+    assert!(!said(&pair.b, Control::Abstain), "O5");
+    pair.b.disk = true;
+    pair.b.flush(pair.now);
+    assert!(said(&pair.b, Control::Abstain));
+
+    let mut pair = Pair::dual();
+    pair.b.disk = false;
+    pair.b.local(pair.now, Local::Operator(Command::FailOver));
+    assert!(pair.b.ballots.is_empty(), "O7");
+    pair.b.disk = true;
+    pair.b.flush(pair.now);
+    assert_eq!(pair.b.ballots.len(), 1);
+}
+
+#[test]
+fn a_yield_shuts_the_gate_first() {
+    let mut pair = Pair::dual();
+    pair.a.local(pair.now, Local::Operator(Command::Yield));
+    let at = |wanted: &dyn Fn(&MemberOutput) -> bool| pair.a.log.iter().position(wanted);
+    let shut = at(&|o| *o == MemberOutput::Gate(None)).unwrap();
+    let persist = at(&|o| matches!(o, MemberOutput::Persist { .. })).unwrap();
+    assert!(shut < persist);
+    pair.settle();
+    assert_eq!(pair.b.member.state(), MemberState::TakeoverWait);
+    pair.b.local(pair.now, Local::Settled);
+    assert_eq!(pair.b.member.state(), MemberState::PrimarySolo, "no wait");
+}
+
+#[test]
+fn held_output_is_flushed_only_under_the_unlimited_gate() {
+    let mut pair = Pair::dual();
+    pair.b.local(pair.now, Local::ReplicaLost);
+    pair.settle();
+    let at = |wanted: &MemberOutput| pair.a.log.iter().position(|o| o == wanted).unwrap();
+    let open = Permit {
+        generation: Generation(3),
+        until: Instant::END,
+    };
+    assert!(open.is_sole());
+    assert!(at(&MemberOutput::Gate(Some(open))) < at(&MemberOutput::DropReplication));
+}
+
+#[test]
+fn a_dual_start_at_another_epoch_is_refused() {
+    let mut pair = Pair::with(|c| c);
+    pair.a.local(pair.now, Local::Operator(Command::Create));
+    pair.run(ms(500));
+    pair.sync(Epoch(7));
+    // A late state message slips in before the dual-start.
+    let from = pair.a.member.boot();
+    pair.b.local(
+        pair.now,
+        Local::Synced {
+            from,
+            epoch: Epoch(6),
+        },
+    );
+    pair.run(ms(300));
+    assert_eq!(pair.b.member.state(), MemberState::Syncing);
+    assert!(pair.b.events().contains(&MemberEvent::DualStartRefused {
+        generation: Generation(2),
+        epoch: Epoch(7)
+    }));
+}
+
+#[test]
+fn a_driver_that_never_drains_costs_bounded_memory() {
+    let mut pair = Pair::dual();
+    for _ in 0..10_000 {
+        pair.now = pair.now + ms(100);
+        pair.a.member.handle_timeout(pair.now);
+    }
+    let mut kept = 0;
+    while pair.a.member.poll_output().is_some() {
+        kept += 1;
+    }
+    assert!(kept < 200, "{kept}");
+    assert!(pair.a.member.counters().dropped_outputs > 0);
+}
