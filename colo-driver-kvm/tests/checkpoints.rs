@@ -1,4 +1,5 @@
 //! Checkpoints of a running guest that checks its own memory.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 
@@ -23,11 +24,6 @@ fn modes() -> [VmConfig; 2] {
 
 fn runs(set: &PageSet) -> PageRuns {
     set.clone().take_runs(u32::MAX, usize::MAX)
-}
-
-fn take(vm: &mut Vm, into: &mut Checkpoint, passes: Passes) {
-    vm.capture(into, &PageRuns::new(), true, passes, &mut || {})
-        .unwrap();
 }
 
 /// Turns `to` into the captured machine.
