@@ -77,8 +77,20 @@ fn main() {
     let Some(host) = host() else { return };
     println!(
         "{:24} {:>7} {:>7} {:>7} {:>7} {:>14} | {:>6} {:>6} {:>7} {:>6} {:>6} {:>7} | {:>8} {:>7}",
-        "case (µs)", "pages", "median", "p99", "max", "promise", "kick", "log", "copy", "state",
-        "resume", "stopped", "pass 1", "live"
+        "case (µs)",
+        "pages",
+        "median",
+        "p99",
+        "max",
+        "promise",
+        "kick",
+        "log",
+        "copy",
+        "state",
+        "resume",
+        "stopped",
+        "pass 1",
+        "live"
     );
     for case in cases() {
         run(&host, &case, epochs);
@@ -110,7 +122,11 @@ fn running(host: &Host, case: &Case) -> Vm {
 }
 
 fn run(host: &Host, case: &Case, epochs: usize) {
-    let epochs = if case.epoch < EPOCH { epochs * 8 } else { epochs };
+    let epochs = if case.epoch < EPOCH {
+        epochs * 8
+    } else {
+        epochs
+    };
     let mut vm = running(host, case);
     let mut checkpoint = vm.checkpoint(65_536).unwrap();
     let none = PageRuns::new();
@@ -128,7 +144,10 @@ fn run(host: &Host, case: &Case, epochs: usize) {
     vm.pause();
     assert_eq!(contradictions(&vm), []);
     let times = |what: fn(&CaptureTimes) -> Duration| -> Vec<u128> {
-        let mut all: Vec<_> = all.iter().map(|(c, _)| what(&c.times).as_micros()).collect();
+        let mut all: Vec<_> = all
+            .iter()
+            .map(|(c, _)| what(&c.times).as_micros())
+            .collect();
         all.sort_unstable();
         all
     };

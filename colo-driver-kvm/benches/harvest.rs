@@ -71,7 +71,11 @@ fn measure(host: &Host, memory: u64, pages_per_ms: u64, dirty: DirtyMode) {
         "{:>5} MiB {:>12} {:>8} | {:>10.1} {:>8} {:>8.1} | {:>10.1}",
         memory >> 20,
         pages_per_ms * 10,
-        if dirty == DirtyMode::Bitmap { "bitmap" } else { "ring" },
+        if dirty == DirtyMode::Bitmap {
+            "bitmap"
+        } else {
+            "ring"
+        },
         time as f64 / 1000.0,
         pages,
         time as f64 / pages.max(1) as f64,

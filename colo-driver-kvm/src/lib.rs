@@ -17,6 +17,7 @@
 //! | [`boot`] | kernels of four kinds into memory |
 //! | [`vm`] | [`Vm`](vm::Vm): all of it together |
 //! | [`checkpoint`] | capture, commit |
+//! | [`snapshot`] | a machine in a file |
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("colo-driver-kvm drives KVM on x86-64 Linux only");
@@ -28,6 +29,7 @@ pub mod cpuid;
 pub mod device;
 pub mod dirty;
 pub mod memory;
+pub mod snapshot;
 pub mod state;
 mod sys;
 pub mod tap;

@@ -38,6 +38,14 @@ impl<'a> Span<'a> {
         }
     }
 
+    /// A buffer of ours.
+    pub(crate) fn of(buffer: &'a mut [u8]) -> Self {
+        let len = buffer.len();
+        let at = NonNull::from(buffer).cast();
+        // SAFETY: borrowed mutably for 'a.
+        unsafe { Self::new(at, len) }
+    }
+
     /// A part of a RAM mapping, if it has one there.
     pub(crate) fn within(map: &'a MmapRegion<OwnLog>, offset: usize, len: usize) -> Option<Self> {
         if offset.checked_add(len)? > map.size() {
@@ -81,6 +89,14 @@ impl<'a> Span<'a> {
     pub(crate) unsafe fn bytes_mut(self) -> &'a mut [u8] {
         // SAFETY: mapped (the promise of `new`), and the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr(), self.len) }
+    }
+
+    /// Makes the memory zero and gives it back to the host.
+    pub(crate) fn discard(self) {
+        // SAFETY: mapped privately and anonymously (guest RAM), so that what is gone reads as zero;
+        // KVM follows by itself.
+        let code = unsafe { libc::madvise(self.at.as_ptr().cast(), self.len, libc::MADV_DONTNEED) };
+        debug_assert_eq!(code, 0);
     }
 
     /// The same memory for `readv` and `writev`.

@@ -272,6 +272,19 @@ impl SlotEntry {
         }
     }
 
+    /// Makes all of RAM zero; a disk is left alone.
+    pub(crate) fn discard(&self) {
+        if let Backing::Ram { map, .. } = &self.backing
+            && let Some(all) = Span::within(map, 0, map.size())
+        {
+            all.discard();
+        }
+    }
+
+    pub(crate) fn is_store(&self) -> bool {
+        matches!(self.backing, Backing::Store(_))
+    }
+
     fn refused(&self, first: u64, source: io::Error) -> MemoryError {
         MemoryError::Store {
             slot: self.slot,
