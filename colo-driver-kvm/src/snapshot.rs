@@ -186,7 +186,7 @@ fn beside(path: &Path) -> PathBuf {
 
 fn sync_directory(path: &Path) -> io::Result<()> {
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
-    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+    File::open(parent.unwrap_or_else(|| Path::new(".")))?.sync_all()
 }
 
 fn write_all(

@@ -27,6 +27,7 @@ pub(crate) mod state;
 mod thread;
 
 use std::io;
+use std::num::NonZero;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -94,6 +95,11 @@ impl Shared {
     }
 }
 
+/// How long a parked vCPU looks out for its resume before it sleeps: a little longer than the stop of a
+/// checkpoint. A thread that sleeps must be scheduled again, which takes a few µs on a quiet host and
+/// up to a tick (4 ms) on a busy one; one that looks out keeps its processor.
+const LOOK_OUT: Duration = Duration::from_micros(300);
+
 /// How long the owner watches for the vCPUs before it sleeps. A kick takes 20 to 100 µs, about
 /// what a sleep and a wake-up cost on top.
 const WATCH: Duration = Duration::from_micros(200);
@@ -129,6 +135,13 @@ impl Vcpus {
 
     /// Starts the threads, parked.
     pub(crate) fn spawn(&mut self, ports: &Arc<Bus>, mmio: &Arc<Bus>) -> io::Result<()> {
+        // Only where that leaves a processor to the owner, which they wait for.
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let watch = if self.vcpus.len() < processors {
+            LOOK_OUT
+        } else {
+            Duration::ZERO
+        };
         for (id, vcpu) in self.vcpus.iter().enumerate() {
             let thread = VcpuThread {
                 id,
@@ -136,6 +149,7 @@ impl Vcpus {
                 shared: self.shared.clone(),
                 ports: ports.clone(),
                 mmio: mmio.clone(),
+                watch,
             };
             let handle = std::thread::Builder::new()
                 .name(format!("vcpu{id}"))

@@ -93,9 +93,18 @@ impl Rendezvous {
         self.owner_wake.notify_all();
     }
 
-    /// Parks until the owner wants something else than a pause.
-    fn park(&self) -> Command {
+    /// Parks until the owner wants something else than a pause. With `watch` it looks out for that
+    /// for as long before it sleeps.
+    fn park(&self, watch: Duration) -> Command {
         self.arrive(&self.parked);
+        let begin = Instant::now();
+        while begin.elapsed() < watch {
+            let want = self.want();
+            if want != Command::Pause {
+                return want;
+            }
+            std::hint::spin_loop();
+        }
         self.wait_while(Command::Pause)
     }
 
@@ -121,12 +130,14 @@ pub(super) struct VcpuThread {
     pub(super) shared: Arc<Shared>,
     pub(super) ports: Arc<Bus>,
     pub(super) mmio: Arc<Bus>,
+    /// How long it looks out for the resume before it sleeps.
+    pub(super) watch: Duration,
 }
 
 impl VcpuThread {
     pub(super) fn run(self) {
         let meet = &self.shared.rendezvous;
-        while meet.park() == Command::Run {
+        while meet.park(self.watch) == Command::Run {
             let mut fd = self.vcpu.fd.lock().unwrap_or_else(PoisonError::into_inner);
             // Before the look at the command: a pause that comes later sets it again.
             self.vcpu.run.set_immediate_exit(false);
