@@ -721,3 +721,22 @@ fn a_refusal_names_offset_section_field_got_and_expected() {
         )
     );
 }
+
+proptest::proptest! {
+    /// Any damage: no panic, and the same verdict in one piece and byte by byte.
+    #[test]
+    fn damage_anywhere_is_judged_alike_at_any_split(
+        damage in proptest::collection::vec((proptest::prelude::any::<proptest::sample::Index>(), proptest::prelude::any::<u8>(), 0u8..3), 1..4),
+    ) {
+        let mut bytes = Link::good().bytes();
+        for (at, byte, kind) in damage {
+            let at = at.index(bytes.len());
+            match kind {
+                0 => bytes[at] = byte,
+                1 => bytes.insert(at, byte),
+                _ => drop(bytes.drain(at..(at + usize::from(byte)).min(bytes.len() - 1).max(at))),
+            }
+        }
+        let _ = read(&bytes, &Expectation::default());
+    }
+}
