@@ -94,6 +94,45 @@ fn a_checkpoint_on_disk_is_resumed_without_the_standby_that_wrote_it() {
     assert!(matches!(outcome, Outcome::Resumed(e, Some(_)) if e.0 >= 20));
 }
 
+/// A process that hangs keeps its connection alive: only its silence tells.
+#[test]
+fn a_primary_that_hangs_between_checkpoints_is_lost_after_the_idle_silence() {
+    if !can_run() {
+        return;
+    }
+    let machine = Machine::dirty(64);
+    let stream = machine.path("vm.stream");
+    let out = stream.to_str().unwrap();
+    let (listener, command) = machine.resume_command("-S");
+    let side = Side::start(arguments([
+        "--listen",
+        "127.0.0.1:0",
+        "--idle-silence",
+        "2000",
+        "--silence",
+        "2000",
+        "--out",
+        out,
+        "--resume-with",
+        &command,
+    ]));
+    let mut primary = machine.start(&[]);
+    primary.wait_until(|c| c.is_ready() && c.progress > 10);
+    primary.protect(&side.uri, 10);
+    while !matches!(side.next(), Event::Whole { epoch: 5.., .. }) {}
+    primary.hang();
+    let (lost, _) = side.after_checkpoints();
+    let Event::Lost {
+        reason, resumes, ..
+    } = lost
+    else {
+        panic!("{lost:?}");
+    };
+    assert!(resumes && reason.contains("silent"), "{reason}");
+    goes_on(Vm::attach(&listener), &stream);
+    side.join();
+}
+
 /// The resumed guest stands exactly where the stream says, and runs on without a fault.
 pub(crate) fn goes_on(mut resumed: Vm, stream: &std::path::Path) {
     let held = counters_in(stream);

@@ -191,6 +191,13 @@ impl Vm {
         self.process = None;
     }
 
+    /// SIGSTOP: it stays, and does nothing more.
+    pub(crate) fn hang(&self) {
+        let child = &self.process.as_ref().unwrap().0;
+        let pid = rustix::process::Pid::from_child(child);
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    }
+
     pub(crate) fn quit(mut self) {
         self.qmp.run("quit", json!({}));
     }
