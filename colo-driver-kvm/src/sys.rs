@@ -300,3 +300,9 @@ pub(crate) fn host_tsc() -> u64 {
     // SAFETY: every x86-64 processor has it, and Linux lets user space read it.
     unsafe { std::arch::x86_64::_rdtsc() }
 }
+
+/// The processor this thread runs on just now.
+pub(crate) fn processor() -> i32 {
+    // SAFETY: no arguments, no memory.
+    unsafe { libc::sched_getcpu() }
+}

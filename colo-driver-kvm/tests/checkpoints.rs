@@ -3,11 +3,13 @@
 
 mod common;
 
+use std::num::NonZeroU32;
+
 use colo_driver_kvm::checkpoint::{Checkpoint, Passes};
 use colo_driver_kvm::dirty::DirtyMode;
 use colo_driver_kvm::state;
 use colo_driver_kvm::vm::{Vm, VmConfig};
-use colo_proto::id::PageRuns;
+use colo_proto::id::{PageRun, PageRuns, Slot};
 use colo_proto::ram::PageSet;
 use common::{Walk, await_visits, contradictions, host, machine, visits};
 
@@ -116,4 +118,32 @@ fn a_running_guest_is_checkpointed_and_restored_thousands_of_times() {
         assert_eq!(contradictions(&secondary), []);
         assert!(count > u64::from(cycles), "the guest made progress");
     }
+}
+
+#[test]
+fn a_copy_that_misses_a_page_is_found_by_the_guest() {
+    let Some(host) = host() else { return };
+    let mut vm = machine(&host, &VmConfig::default(), Walk::default());
+    vm.start_tracking().unwrap();
+    vm.resume().unwrap();
+    await_visits(&vm, 0, 2000);
+    let mut checkpoint = vm.checkpoint(40_000).unwrap();
+    let none = PageRuns::new();
+    vm.capture(&mut checkpoint, &none, false, Passes::One, &mut || {})
+        .unwrap();
+    let missed = PageRun {
+        slot: Slot(0),
+        first: 1024 + 77,
+        pages: NonZeroU32::MIN,
+    };
+    assert!(checkpoint.dirty.remove(missed));
+    let mut copy = Vm::new(&host, &VmConfig::default()).unwrap();
+    restore(&mut copy, &checkpoint);
+    let count = visits(&copy, 0);
+    copy.resume().unwrap();
+    await_visits(&copy, 0, count + 2000);
+    copy.pause();
+    let found = contradictions(&copy);
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].1, (1024 + 77) * 4096, "it names the page");
 }

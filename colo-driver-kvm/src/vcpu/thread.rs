@@ -1,6 +1,6 @@
 //! The run loop of one vCPU, and the rendezvous with the VM's owner.
 
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use kvm_ioctls::VcpuFd;
 use super::exits::{self, After};
 use super::{Shared, Vcpu, VcpuEvent};
 use crate::device::Bus;
+use crate::sys;
 
 /// What the owner wants of every vCPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub(super) enum Command {
 #[derive(Debug, Default)]
 pub(super) struct Rendezvous {
     want: AtomicU32,
+    /// The processor from which the owner gave its last command.
+    owner_at: AtomicI32,
     parked: AtomicUsize,
     running: AtomicUsize,
     /// Threads whose guest is at its end and that wait for the pause of the others.
@@ -42,6 +45,7 @@ impl Rendezvous {
     }
 
     pub(super) fn command(&self, command: Command) {
+        self.owner_at.store(sys::processor(), Ordering::SeqCst);
         self.want.store(command as u32, Ordering::SeqCst);
         if self.ended.load(Ordering::SeqCst) > 0 {
             self.wake();
@@ -94,11 +98,13 @@ impl Rendezvous {
     }
 
     /// Parks until the owner wants something else than a pause. With `watch` it looks out for that
-    /// for as long before it sleeps.
+    /// for as long before it sleeps; but not on the owner's processor, where it would only be in the
+    /// way (a halted vCPU is often woken there).
     fn park(&self, watch: Duration) -> Command {
         self.arrive(&self.parked);
         let begin = Instant::now();
-        while begin.elapsed() < watch {
+        let elsewhere = sys::processor() != self.owner_at.load(Ordering::SeqCst);
+        while elsewhere && begin.elapsed() < watch {
             let want = self.want();
             if want != Command::Pause {
                 return want;
