@@ -22,7 +22,7 @@ fn inspect(words: &[&str]) -> Report {
     inspect::inspect(&args).unwrap()
 }
 
-fn recording() -> Vec<u8> {
+pub(crate) fn recording() -> Vec<u8> {
     let mut bytes = vec![];
     let packed = std::fs::read(RECORDING).unwrap();
     xz2::read::XzDecoder::new(&packed[..])

@@ -3,35 +3,43 @@
 //! The image is this process's own memory; no VM ever maps it. It changes by whole checkpoints
 //! only: pages of an unfinished one wait in [`Staging`] and are forgotten with it.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use colo_proto::{
     id::{PAGE_SIZE, PageRun, Slot},
     qemu::{BlockTable, PageRecord},
 };
 
+use super::region::Region;
+
 pub(super) const PAGE: usize = PAGE_SIZE as usize;
+/// The staging area grows by this much.
+const STEP: usize = 16 << 20;
 
 /// RAM of a VM, block by block. Pages that were never written take no memory.
 #[derive(Debug)]
 pub(super) struct Image {
     table: Arc<BlockTable>,
-    blocks: Vec<Vec<u8>>,
+    blocks: Vec<Region>,
 }
 
 impl Image {
-    /// An image of zeros. The table's sizes have passed the reader's limits.
-    pub(super) fn new(table: &Arc<BlockTable>) -> Self {
-        let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
-        Self {
+    /// An image of zeros. The table's sizes have passed the reader's limits; the system may
+    /// still refuse them.
+    pub(super) fn new(table: &Arc<BlockTable>) -> io::Result<Self> {
+        let region = |bytes: u64| Region::zeroed(usize::try_from(bytes).unwrap_or(usize::MAX));
+        let blocks = table
+            .blocks()
+            .iter()
+            .map(|b| region(b.bytes))
+            .collect::<io::Result<_>>();
+        Ok(Self {
             table: Arc::clone(table),
-            // Zeroed allocations of this size come from the kernel untouched.
-            blocks: table
-                .blocks()
-                .iter()
-                .map(|b| vec![0; size(b.bytes)])
-                .collect(),
-        }
+            blocks: blocks.map_err(|e| {
+                let message = format!("{} bytes for the RAM image: {e}", table.bytes());
+                io::Error::new(e.kind(), message)
+            })?,
+        })
     }
 
     pub(super) const fn table(&self) -> &Arc<BlockTable> {
@@ -88,7 +96,12 @@ impl Staging {
     pub(super) fn push(&mut self, record: PageRecord) {
         self.records.push(record);
         if !record.zero {
-            self.bytes.resize(self.bytes.len() + PAGE, 0);
+            let length = self.bytes.len() + PAGE;
+            if length > self.bytes.capacity() {
+                // In steps, not by doubling: it never holds much more than came.
+                self.bytes.reserve_exact(STEP);
+            }
+            self.bytes.resize(length, 0);
         }
     }
 

@@ -34,6 +34,8 @@ pub(super) struct Held {
 #[derive(Debug)]
 pub(super) enum End {
     Lost(Lost),
+    /// No memory for what it announces.
+    Refused(io::Error),
     Stopped,
 }
 
@@ -123,6 +125,7 @@ impl<'a> Link<'a> {
                     tracing::info!("the primary did not take a reply: {e}");
                     break End::Lost(self.standby.handle_closed());
                 }
+                Err(Broken::Memory(e)) => break End::Refused(e),
                 Err(Broken::Own(e)) => return Err(e),
             }
         };
@@ -169,7 +172,9 @@ impl<'a> Link<'a> {
         kept: &mut impl FnMut(Kept<'_>) -> io::Result<()>,
     ) -> Result<(), Broken> {
         match action {
-            Action::Prepare(table) => self.coming = Some(Image::new(&table)),
+            Action::Prepare(table) => {
+                self.coming = Some(Image::new(&table).map_err(Broken::Memory)?);
+            }
             Action::Page(record) => self.page(record),
             Action::Whole(state) => self.whole = Some(state),
             Action::Send(messages) => {
@@ -253,6 +258,8 @@ enum Broken {
     Lost(Lost),
     /// The reply could not be sent: the primary is gone.
     Reply(io::Error),
+    /// The system refuses the memory that the primary announces.
+    Memory(io::Error),
     /// This side's own failure.
     Own(io::Error),
 }

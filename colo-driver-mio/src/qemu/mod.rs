@@ -6,6 +6,7 @@
 //! | `standby.rs` | the secondary without a VM: accept, keep, take over |
 //! | `link.rs` | one link to a QEMU primary |
 //! | `image.rs` | the RAM image, and the pages of the coming checkpoint |
+//! | `region.rs` | memory that the system may refuse |
 //! | `store.rs` | the newest checkpoint on disk |
 //! | `takeover.rs` | a checkpoint as a migration stream, into a command or a file |
 //! | `feed.rs` | the primary's role: replays a captured stream |
@@ -21,6 +22,7 @@ pub mod feed;
 mod image;
 pub mod inspect;
 mod link;
+mod region;
 pub mod standby;
 mod store;
 mod takeover;

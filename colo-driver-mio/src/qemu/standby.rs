@@ -229,19 +229,25 @@ pub fn run(
                 None => Ok(()),
             }
         })?;
-        let lost = match end {
-            End::Stopped => return Ok(Outcome::Stopped),
-            End::Lost(lost) => lost,
-        };
         // A primary that sends rubbish is alive: to resume would make two of one guest.
-        let resumes = held.is_some() && !matches!(lost, Lost::Faulty(_));
+        let (reason, alive) = match end {
+            End::Stopped => return Ok(Outcome::Stopped),
+            End::Refused(error) => (error.to_string(), true),
+            End::Lost(lost) => (lost.to_string(), matches!(lost, Lost::Faulty(_))),
+        };
+        let resumes = held.is_some() && !alive;
         on(Event::Lost {
-            reason: lost.to_string(),
+            reason,
             epoch: held.as_ref().map(|held| held.state.epoch.0),
             resumes,
         });
-        if let Some(held) = held.filter(|_| resumes) {
-            return take_over(args, &held, clock, on);
+        let Some(held) = held else { continue };
+        write_out(args, &held, clock, on)?;
+        if resumes {
+            let epoch = held.state.epoch;
+            let pipe = |stdin| takeover::write(&held.state, &held.image, stdin);
+            let status = command(args, epoch, pipe, clock, on)?;
+            return Ok(Outcome::Resumed(epoch, status));
         }
     }
 }
@@ -274,24 +280,23 @@ fn whole(kept: &Kept<'_>) -> Event {
     }
 }
 
-fn take_over(
+/// Writes what is held to `--out`, also if it is not resumed: somebody may want to later.
+fn write_out(
     args: &StandbyArgs,
     held: &Held,
     clock: Clock,
     on: &mut dyn FnMut(Event),
-) -> Result<Outcome, StandbyError> {
-    let lost = clock.now();
-    if let Some(path) = &args.out {
-        let written = takeover::to_file(path, |f| takeover::write(&held.state, &held.image, f));
-        on(Event::Written {
-            bytes: written.map_err(|e| resume_error(path.display(), e))?,
-            after_us: micros(clock.now().since(lost)),
-        });
-    }
-    let epoch = held.state.epoch;
-    let pipe = |stdin| takeover::write(&held.state, &held.image, stdin);
-    let status = command(args, epoch, pipe, clock, on)?;
-    Ok(Outcome::Resumed(epoch, status))
+) -> Result<(), StandbyError> {
+    let Some(path) = &args.out else {
+        return Ok(());
+    };
+    let start = clock.now();
+    let written = takeover::to_file(path, |f| takeover::write(&held.state, &held.image, f));
+    on(Event::Written {
+        bytes: written.map_err(|e| resume_error(path.display(), e))?,
+        after_us: micros(clock.now().since(start)),
+    });
+    Ok(())
 }
 
 /// Takes the checkpoint from the state directory.

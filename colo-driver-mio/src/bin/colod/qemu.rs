@@ -4,6 +4,7 @@ use std::{
     io::{self, Write as _},
     process::ExitCode,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use colo_driver_mio::{
@@ -37,7 +38,17 @@ pub(crate) fn inspect(args: &InspectArgs) -> Result<ExitCode, Failure> {
 
 pub(crate) fn standby(args: &StandbyArgs) -> Result<ExitCode, Failure> {
     let (stop, _interrupt) = interruptible()?;
+    let mut shown = None;
     let outcome = standby::run(args, &stop, &mut |event| {
+        // A person wants to see that it lives, not twenty lines a second.
+        let checkpoint = matches!(event, standby::Event::Whole { epoch: 1.., .. });
+        let soon = |at: Instant| at.elapsed() < Duration::from_secs(1);
+        if checkpoint && !args.json && shown.is_some_and(soon) {
+            return;
+        }
+        if checkpoint {
+            shown = Some(Instant::now());
+        }
         say(args.json, &event, || standby_line(&event));
     })?;
     Ok(match outcome {

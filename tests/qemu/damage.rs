@@ -1,0 +1,100 @@
+//! A primary that sends rubbish loses its link and nothing else: the last good checkpoint is kept,
+//! not resumed, and the standby takes the next primary. No QEMU needed.
+
+use std::io::{Read as _, Write as _};
+
+use clap::Parser as _;
+use colo_driver_mio::qemu::{
+    Stop,
+    feed::{self, FeedArgs},
+    inspect::{self, InspectArgs},
+    standby::{Event, Outcome},
+};
+
+use crate::{
+    inspect::{RECORDING, recording},
+    side::Side,
+    vm::arguments,
+};
+
+#[derive(clap::Parser)]
+#[command(no_binary_name = true)]
+struct Feed {
+    #[command(flatten)]
+    args: FeedArgs,
+}
+
+#[derive(clap::Parser)]
+#[command(no_binary_name = true)]
+struct Inspect {
+    #[command(flatten)]
+    args: InspectArgs,
+}
+
+#[test]
+fn rubbish_costs_the_link_and_not_the_last_good_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("vm.stream");
+    let state = dir.path().join("state");
+    let side = Side::start(arguments([
+        "--listen".as_ref(),
+        "127.0.0.1:0".as_ref(),
+        "--out".as_ref(),
+        out.as_os_str(),
+        "--state".as_ref(),
+        state.as_os_str(),
+    ]));
+
+    // The third checkpoint's blob lacks its end mark: everything before that byte is good.
+    let line = Inspect::try_parse_from([RECORDING]).unwrap();
+    let report = inspect::inspect(&line.args).unwrap();
+    let third = &report.checkpoints[2];
+    let mut damaged = recording();
+    damaged[third.end as usize - 1] = 0x7E;
+    let mut primary = std::net::TcpStream::connect(side.uri.trim_start_matches("tcp:")).unwrap();
+    // It does not wait for replies, which is its own affair.
+    primary.write_all(&damaged[..third.end as usize]).unwrap();
+    let mut replies = vec![];
+    // The link may be reset: what was not read of it is lost.
+    let _ = primary.read_to_end(&mut replies);
+    assert_eq!(side.next(), Event::Connected);
+    let (lost, newest) = side.after_checkpoints();
+    let Event::Lost {
+        reason,
+        epoch: Some(2),
+        resumes: false,
+    } = lost
+    else {
+        panic!("{lost:?}");
+    };
+    assert_eq!(newest, Some(2));
+    assert!(reason.contains("device blob"), "{reason}");
+    assert!(matches!(side.next(), Event::Written { .. }));
+    let kept = std::fs::read(&out).unwrap();
+
+    // Whatever comes next, the good one stays until a better one is whole.
+    let mut hostile = std::net::TcpStream::connect(side.uri.trim_start_matches("tcp:")).unwrap();
+    hostile
+        .write_all(b"QEVM\0\0\0\x03\x07\xff\xff\xff\xff")
+        .unwrap();
+    assert_eq!(side.next(), Event::Connected);
+    let (lost, None) = side.after_checkpoints() else {
+        panic!("nothing was whole");
+    };
+    assert!(matches!(&lost, Event::Lost { epoch: None, .. }), "{lost:?}");
+    assert!(std::fs::read(&out).unwrap() == kept);
+    let disk = Side::from_state(arguments([
+        "--state".as_ref(),
+        state.as_os_str(),
+        "--from-state".as_ref(),
+        "--out".as_ref(),
+        dir.path().join("disk.stream").as_os_str(),
+    ]));
+    assert!(matches!(disk.join(), Outcome::Resumed(epoch, None) if epoch.0 == 2));
+
+    // Our own primary role, into the same standby.
+    let line = Feed::try_parse_from(["--connect", &side.uri, RECORDING]).unwrap();
+    let fed = feed::run(&line.args, &Stop::new().unwrap(), &mut |_| {}).unwrap();
+    assert_eq!(fed, 11);
+    assert!(matches!(side.join(), Outcome::Resumed(epoch, None) if epoch.0 == 11));
+}
