@@ -9,3 +9,4 @@ mod bytes_move;
 mod joining;
 mod pressure;
 mod script;
+mod sides;

@@ -8,7 +8,7 @@ use std::{
 
 use colo_driver_mio::{
     ControlHandle, Driver, DriverConfig, DriverError,
-    arbiter::none::NoArbiter,
+    arbiter::{Arbiter, none::NoArbiter},
     config::Endpoint,
     guest::fake::{FakeGuest, FakeHandle},
     handle::{Report, What},
@@ -20,8 +20,8 @@ use colo_proto::{
     command::Answer,
     error::Misuse,
     id::{Channel, Epoch, Generation, Role},
-    machine::{Body, Deadline, Demand, Input, Machine, Output, Transmit},
-    member::{BootId, MacKey, MemberState, VmId},
+    machine::{Body, Deadline, Demand, GuestDone, Input, Machine, Output, Transmit},
+    member::{BootId, MacKey, MemberState, RequestId, Verdict, VmId},
     stats::Stats,
     status::{ColoMode, ExitReason, FailoverStatus, Mode, Status},
     time::Instant,
@@ -41,6 +41,12 @@ pub(crate) enum Seen {
     Placed(Channel, usize),
     Datagram(Vec<u8>),
     Command,
+    Guest(GuestDone),
+    Dirty(u64),
+    FromGuest(Epoch, Vec<u8>),
+    Persisted(u64),
+    Arbiter(RequestId, Verdict),
+    Fenced(bool),
 }
 
 #[derive(Debug, Default)]
@@ -105,6 +111,14 @@ impl Machine for Script {
                 plan.outputs.push_back(Output::Answer(id, Answer::Done));
                 Seen::Command
             }
+            Input::Guest(done) => Seen::Guest(done),
+            Input::Dirty(_, words) => {
+                Seen::Dirty(words.iter().map(|w| u64::from(w.count_ones())).sum())
+            }
+            Input::FromGuest { epoch, frame } => Seen::FromGuest(epoch, frame.to_vec()),
+            Input::Persisted(id) => Seen::Persisted(id.0),
+            Input::Arbiter(request, verdict) => Seen::Arbiter(request, verdict),
+            Input::Fenced(done) => Seen::Fenced(done),
             Input::Sent(channel, bytes) => {
                 *plan.sent.entry(channel).or_default() += bytes.get() as u64;
                 self.all.1.notify_all();
@@ -235,17 +249,21 @@ impl Host {
         config: DriverConfig,
         prepare: impl FnOnce(&mut Plan),
     ) -> Self {
+        let arbiter = Box::new(NoArbiter::new());
+        Self::start_on(role, config, arbiter, RecordStore::in_memory(), prepare)
+    }
+
+    pub(crate) fn start_on(
+        role: Role,
+        config: DriverConfig,
+        arbiter: Box<dyn Arbiter>,
+        record: RecordStore,
+        prepare: impl FnOnce(&mut Plan),
+    ) -> Self {
         let script = Script::new(role);
         prepare(&mut script.plan());
         let (guest, handle) = FakeGuest::new(PAGES);
-        let driver = Driver::new(
-            config,
-            script.clone(),
-            guest,
-            Box::new(NoArbiter::new()),
-            RecordStore::in_memory(),
-        )
-        .unwrap();
+        let driver = Driver::new(config, script.clone(), guest, arbiter, record).unwrap();
         Self {
             script,
             guest: handle,
