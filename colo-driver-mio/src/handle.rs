@@ -107,7 +107,7 @@ impl ControlHandle {
         wait(&answered, Duration::from_secs(1))
     }
 
-    /// Every report from now on. A subscriber that falls more than 4,096 reports behind loses the
+    /// Every report from now on: nothing that is asked through this handle later is missed. A subscriber that falls more than 4,096 reports behind loses the
     /// stream: it closes.
     ///
     /// # Errors

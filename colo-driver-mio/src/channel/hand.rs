@@ -108,7 +108,15 @@ impl Hand {
     ) -> Step {
         match self.try_step(me, channels, admit) {
             Ok(step) => step,
-            Err(source) if source.kind() == io::ErrorKind::UnexpectedEof => {
+            // A reset is how the kernel closes for a caller that left without reading.
+            Err(source)
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::UnexpectedEof
+                        | io::ErrorKind::ConnectionReset
+                        | io::ErrorKind::BrokenPipe
+                ) =>
+            {
                 Step::Failed(ConnectError::Ended {
                     at: self.at.clone(),
                 })

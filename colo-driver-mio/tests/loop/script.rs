@@ -58,6 +58,8 @@ pub(crate) struct Plan {
     pub(crate) flood: Option<Transmit>,
     /// Demanded of RAM lane 0 again and again.
     pub(crate) soak: Option<Demand>,
+    /// Dial again whatever goes down.
+    pub(crate) redial: bool,
     pub(crate) misuse: bool,
     pub(crate) seen: Vec<Seen>,
     pub(crate) sent: BTreeMap<Channel, u64>,
@@ -102,7 +104,12 @@ impl Machine for Script {
         plan.inputs += 1;
         let seen = match input {
             Input::Up(channel) => Seen::Up(channel),
-            Input::Down(channel) => Seen::Down(channel),
+            Input::Down(channel) => {
+                if plan.redial {
+                    plan.outputs.push_back(Output::Dial(channel));
+                }
+                Seen::Down(channel)
+            }
             Input::Bytes(channel, bytes) => Seen::Bytes(channel, bytes.to_vec()),
             Input::Frame(channel, frame) => Seen::Frame(channel, frame.to_vec()),
             Input::Placed(channel, len) => Seen::Placed(channel, len.get()),

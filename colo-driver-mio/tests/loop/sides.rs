@@ -182,6 +182,8 @@ fn events_reach_every_subscriber_and_a_slow_one_loses_the_stream_only_for_itself
         host.control.subscribe().unwrap(),
         host.control.subscribe().unwrap(),
     );
+    // Whatever is asked later finds them subscribed.
+    host.control.snapshot().unwrap();
     let told = Event::ModeChanged(PairMode::Lockstep);
     let many = 5000;
     for _ in 0..many / 100 {
