@@ -198,3 +198,45 @@ fn a_checkpoint_turns_into_a_stream_that_decodes_to_the_same_state() {
     }
     assert_eq!(pages, table.bytes() / PAGE_SIZE);
 }
+
+/// The fuzz seed is the recording with few pages: two in the migration and in each of two
+/// checkpoints. `COLO_BLESS=1` writes it anew.
+#[test]
+fn the_fuzz_seed_is_the_recording_with_few_pages() {
+    let data = recording();
+    let (mut reader, mut writer) = (reader(), Writer::new());
+    let (mut seed, mut pages, mut blobs, mut input) = (vec![], 0, 0, data);
+    while let Some(item) = reader.skip_pages(&mut input).unwrap() {
+        match &item {
+            Item::RamPart(_) | Item::RamEnd(_) => pages = 0,
+            // The first record of a section names its block, if any does.
+            Item::Page(_) if pages == 2 => continue,
+            Item::Page(page) => {
+                pages += 1;
+                writer.write(&item, &mut seed).unwrap();
+                if !page.zero {
+                    let from = reader.offset() as usize;
+                    seed.extend_from_slice(&data[from..from + PAGE_SIZE as usize]);
+                }
+                continue;
+            }
+            _ => {}
+        }
+        writer.write(&item, &mut seed).unwrap();
+        blobs += usize::from(matches!(item, Item::Blob(_)));
+        if blobs == 2 {
+            break;
+        }
+    }
+    let (items, again) = reencode(&seed, std::iter::empty());
+    assert!(again == seed && matches!(items.last(), Some(Item::Blob(_))));
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/qemu_stream/recording");
+    if std::env::var_os("COLO_BLESS").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, &seed).unwrap();
+    }
+    assert!(
+        std::fs::read(&path).unwrap() == seed,
+        "run with COLO_BLESS=1"
+    );
+}

@@ -130,9 +130,50 @@ fn resume(items: &[Item]) {
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
+
+    use std::path::Path;
+
     use proptest::prelude::*;
 
     use super::*;
+
+    fn seeds() -> Vec<Vec<u8>> {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/qemu_stream");
+        let files = std::fs::read_dir(corpus).unwrap();
+        files
+            .map(|file| std::fs::read(file.unwrap().path()).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn every_seed_keeps_the_laws() {
+        let seeds = seeds();
+        assert!(!seeds.is_empty());
+        for seed in &seeds {
+            stream(seed);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        /// A real stream with a few bytes changed, and cut.
+        #[test]
+        fn damaged_seeds_keep_the_laws(
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            for mut data in seeds() {
+                for (at, byte) in &changes {
+                    let at = at.index(data.len());
+                    data[at] = *byte;
+                }
+                data.truncate(cut.index(data.len()) + 1);
+                stream(&data);
+            }
+        }
+    }
 
     proptest! {
         #[test]
