@@ -170,14 +170,20 @@ impl Links {
         Some(link)
     }
 
-    /// Whether a hung-up connection is still being sent.
-    pub(crate) fn is_lingering(&self) -> bool {
-        !self.lingering.is_empty()
-    }
-
-    /// Whether anything handed out has not been taken by the kernel.
-    pub(crate) fn is_sending(&self) -> bool {
-        self.up.values().any(|link| !link.sending.is_empty())
+    /// Says farewell on the channels whose last bytes matter; `true` when the peer has had them.
+    /// To be called until then.
+    pub(crate) fn finish(&mut self, now: Instant) -> bool {
+        for channel in [Channel::Control, Channel::Net] {
+            if self
+                .up
+                .get(&channel)
+                .is_some_and(|link| link.sending.is_empty())
+            {
+                self.hang_up(channel, now);
+            }
+        }
+        let left = |channel| self.up.contains_key(&channel);
+        self.lingering.is_empty() && !left(Channel::Control) && !left(Channel::Net)
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {

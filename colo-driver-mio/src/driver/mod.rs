@@ -389,7 +389,8 @@ impl<M: Machine, G: Guest> Driver<M, G> {
         let Some(until) = self.stopping else {
             return false;
         };
-        clock::now() >= until || !(self.links.is_lingering() || self.links.is_sending())
+        let now = clock::now();
+        now >= until || self.links.finish(now)
     }
 }
 

@@ -206,6 +206,10 @@ fn what_is_in_flight_is_sent_before_the_loop_ends() {
     primary.tell(|plan| {
         plan.transmits.insert(CONTROL, [message(b"bye")].into());
     });
+    // Bytes that the primary never reads must not turn its end into a reset.
+    secondary.tell(|plan| {
+        plan.transmits.insert(CONTROL, [message(&[0; 4096])].into());
+    });
     primary.stop().unwrap();
     secondary
         .script
