@@ -19,7 +19,7 @@
 //!   ══════════════ Machine::handle_input, then every Machine::poll_output ══════════════════
 //! ```
 //!
-//! * Heartbeats come before channels and a channel has a [budget](budget) per turn: a full RAM
+//! * Heartbeats come before channels and a channel has a budget per turn: a full RAM
 //!   lane never delays a heartbeat by more than one turn.
 //! * A message is one `writev` of its head and the guest's pages; what is received goes with one
 //!   `readv` where it belongs, plus the next small bytes. Page bytes are never copied here.

@@ -1,6 +1,6 @@
 //! Who says which host owns the VM, as the loop reaches it.
 //!
-//! * [`file`]: a register on storage that both hosts see
+//! * [`mod@file`]: a register on storage that both hosts see
 //! * [`none`]: nobody; for demonstrations
 //!
 //! An arbiter may be slow or gone: asking never waits, and no answer in time is

@@ -42,7 +42,7 @@ pub trait Guest {
     fn ready(&mut self, index: usize, ready: Ready);
 
     /// Starts an operation; what comes of it is found by [`poll`](Self::poll). The machine starts
-    /// one at a time, except [`GuestOp::Discard`], which has no answer.
+    /// one at a time.
     fn start(&mut self, op: GuestOp);
 
     /// The next thing that happened, without waiting. All [`Happened::Dirty`] of an operation come
