@@ -244,6 +244,8 @@ pub fn run(
         let Some(held) = held else { continue };
         write_out(args, &held, clock, on)?;
         if resumes {
+            // Nobody else may believe to be protected here.
+            drop(listener);
             let epoch = held.state.epoch;
             let pipe = |stdin| takeover::write(&held.state, &held.image, stdin);
             let status = command(args, epoch, pipe, clock, on)?;

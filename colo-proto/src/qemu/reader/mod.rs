@@ -1,7 +1,7 @@
 //! Incremental decoder of the primary's side of a link.
 //!
 //! * `step.rs`: what the reader waits for, how many bytes that takes and what it is called.
-//! * `initial.rs`: header to description; `ram.rs`: records; `colo.rs`: checkpoints.
+//! * `initial.rs`: header to description; `table.rs`: RAM blocks; `ram.rs`: records; `colo.rs`: checkpoints.
 //! * `scan.rs`: finds the end of the initial device sections.
 
 mod colo;
@@ -9,6 +9,7 @@ mod initial;
 mod ram;
 mod scan;
 mod step;
+mod table;
 
 use alloc::{sync::Arc, vec::Vec};
 
