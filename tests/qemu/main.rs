@@ -7,11 +7,13 @@
 //! | `feed.rs` | a QEMU secondary takes a recording, and runs on when told that its primary is lost |
 //! | `cuts.rs` | a primary that dies at any byte leaves a usable standby |
 //! | `damage.rs` | a primary that sends rubbish loses its link and nothing else |
+//! | `devices.rs` | whatever devices and machine the primary has |
 //! | `vm.rs`, `qmp.rs`, `proxy.rs`, `side.rs` | QEMU processes, their monitors, a link that is cut, the standby beside them |
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 mod cuts;
 mod damage;
+mod devices;
 mod feed;
 mod inspect;
 mod proxy;
