@@ -27,9 +27,9 @@ macro_rules! number {
 }
 
 number! {
-    /// Number of a checkpoint. Epoch *e* is the state captured by checkpoint *e*; epoch 0 is the
-    /// state at the end of the first synchronisation. Output made after checkpoint *e* and before
-    /// *e + 1* is covered by *e + 1*.
+    /// Number of a checkpoint; grows for as long as the VM lives, across takeovers. Epoch *e* is
+    /// the state captured by checkpoint *e*; epoch 0 is the machine before its first capture.
+    /// Output made after checkpoint *e* and before *e + 1* is covered by *e + 1*.
     Epoch(u64)
 }
 number! {
@@ -66,11 +66,13 @@ impl Generation {
 }
 
 /// Which half of the pair.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Role {
     /// Serves the world.
     Primary,
-    /// Holds or shadows the primary's state, ready to take over.
+    /// Holds or shadows the primary's state, ready to take over. What a host is until ownership
+    /// makes it something else.
+    #[default]
     Secondary,
 }
 

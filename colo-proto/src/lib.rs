@@ -1,23 +1,39 @@
-//! The protocol of colo, without any I/O.
+//! The protocol of colo, without any I/O: fault tolerance for virtual machines as state machines.
+//!
+//! **What it is.** Two hosts, one VM. A [`Primary`](primary::Primary) runs the guest; a
+//! [`Secondary`](secondary::Secondary) holds its last checkpoint and takes over. A
+//! [`Node`](node::Node) is a host, whichever of the two it is now. Each is a
+//! [`Machine`](machine::Machine): what happens is an argument, what to do is handed out.
+//!
+//! **What it is not.** It has no clock, no socket, no thread and no guest: `no_std` makes the
+//! compiler refuse them. Page contents never enter it.
+//!
+//! Reading order: [`machine`] (the contract), [`node`], [`primary`], [`secondary`], then
+//! [`member`] (who owns the VM), [`wire`] (the messages), [`net`] (what may leave), [`ram`].
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
+mod base;
 pub mod command;
+pub mod config;
+mod epoch;
 pub mod error;
 pub mod event;
+mod failover;
+mod hands;
 pub mod id;
+mod link;
 pub mod machine;
 pub mod member;
 pub mod net;
+pub mod node;
+pub mod primary;
 pub mod qemu;
 pub mod ram;
+pub mod secondary;
 pub mod stats;
 pub mod status;
 pub mod time;
-
-/// What goes over the wire.
-pub mod wire {
-    pub mod join;
-}
+pub mod wire;

@@ -89,7 +89,7 @@ pub enum FailoverStatus {
 }
 
 /// The whole status of one machine, plain data.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Status {
     /// Role now.
     pub role: Role,

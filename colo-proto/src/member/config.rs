@@ -208,6 +208,12 @@ impl MemberConfig {
         self.lease.saturating_add(drift).saturating_add(self.margin)
     }
 
+    /// The VM that the pair protects.
+    #[must_use]
+    pub const fn vm(&self) -> VmId {
+        self.vm
+    }
+
     /// The peer's name.
     #[must_use]
     pub const fn peer(&self) -> NodeId {

@@ -89,9 +89,10 @@ pub enum Health {
 }
 
 /// State of a [`Member`](super::Member), by the numbers of spec heartbeat section 7.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub enum MemberState {
     /// 0: just started, or nothing to do.
+    #[default]
     Idle,
     /// 1: loading the owner's state.
     Syncing,

@@ -322,6 +322,12 @@ impl Member {
         permit.allows(now).then_some(permit)
     }
 
+    /// Whether this node owns the VM and nobody else can, until it shares ownership itself.
+    #[must_use]
+    pub const fn is_alone(&self) -> bool {
+        matches!(self.state(), MemberState::PrimarySolo)
+    }
+
     /// The state, by the numbers of the specification.
     #[must_use]
     pub const fn state(&self) -> MemberState {

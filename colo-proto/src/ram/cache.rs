@@ -43,6 +43,18 @@ impl Cache {
         self.received.insert(run)
     }
 
+    /// Whether the run lies within the configured memory.
+    #[must_use]
+    pub fn within(&self, run: PageRun) -> bool {
+        self.received.intersects(run).is_some()
+    }
+
+    /// Whether any page of the run has arrived for the coming epoch.
+    #[must_use]
+    pub fn has(&self, run: PageRun) -> bool {
+        self.received.intersects(run) == Some(true)
+    }
+
     /// Joins pages that this side's guest or devices wrote since the last commit.
     pub fn own_dirty(&mut self, slot: Slot, words: &[u64]) -> bool {
         self.own.merge(slot, words)

@@ -1,0 +1,425 @@
+//! What both roles have: the link, the guest, the member, the queue of outputs. It moves with the
+//! VM from one role to the next.
+
+use alloc::{collections::VecDeque, string::String, vec::Vec};
+use bytes::Bytes;
+
+use crate::{
+    command::{Answer, CommandId, Refusal},
+    config::Config,
+    error::{Misuse, PeerFault},
+    event::{Event, PeerLost, Queue},
+    failover::Failover,
+    hands::Hands,
+    id::{Channel, Epoch, Generation, PAGE_SIZE, Role, Slot},
+    link::Link,
+    machine::{Deadline, Demand, GuestOp, Input, Notify, Output, TimerKind, Transmit},
+    member::{BootId, Local, Member, MemberOutput},
+    net::Gate,
+    stats::Stats,
+    status::{Mode, Status},
+    time::Instant,
+    wire::{Head, Kind, encode_reasons},
+};
+
+/// The part of a machine that outlives a change of role.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Base {
+    pub(crate) config: Config,
+    pub(crate) boot: BootId,
+    pub(crate) now: Instant,
+    pub(crate) out: VecDeque<Output>,
+    pub(crate) link: Link,
+    pub(crate) hands: Hands,
+    pub(crate) member: Member,
+    pub(crate) gate: Gate,
+    pub(crate) failover: Failover,
+    /// Newest epoch captured (primary) or loaded (secondary).
+    pub(crate) epoch: Epoch,
+    /// The ownership this pairing began under; stamped on every message.
+    pub(crate) pairing: Generation,
+    /// The peer's process, from its hello.
+    pub(crate) peer: Option<BootId>,
+    pub(crate) mode: Mode,
+    pub(crate) wanted_mode: Mode,
+    /// An operator's `stop`.
+    pub(crate) stopped: bool,
+    /// The member took the VM away from this host.
+    pub(crate) fenced: bool,
+    /// Control is kept only until what is queued on it was sent.
+    pub(crate) farewell: bool,
+    /// When something last moved in the current phase.
+    pub(crate) progress: Instant,
+    pub(crate) waiting: Vec<Waiting>,
+    pub(crate) stats: Stats,
+}
+
+/// A command that is being carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Waiting {
+    pub(crate) id: CommandId,
+    pub(crate) until: Until,
+}
+
+/// What answers a waiting command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Until {
+    /// A checkpoint that begins its capture from now on is complete.
+    Checkpoint,
+    /// This host owns the VM alone.
+    Alone,
+    /// The peer owns the VM.
+    HandedOver,
+    /// The replication hook ended.
+    Replication,
+}
+
+/// Most commands in progress at once; more are refused.
+const WAITING_MOST: usize = 64;
+
+impl Base {
+    pub(crate) fn new(config: Config, boot: BootId, member: Member, now: Instant) -> Self {
+        Self {
+            boot,
+            now,
+            out: VecDeque::new(),
+            link: Link::new(&config),
+            hands: Hands::new(false),
+            member,
+            gate: Gate::new(config.hold_bytes),
+            failover: Failover::default(),
+            epoch: Epoch(0),
+            pairing: Generation(0),
+            peer: None,
+            mode: config.mode,
+            wanted_mode: config.mode,
+            stopped: false,
+            fenced: false,
+            farewell: false,
+            progress: now,
+            waiting: Vec::new(),
+            stats: Stats::default(),
+            config,
+        }
+    }
+
+    // ---- outputs ------------------------------------------------------------------------------
+
+    pub(crate) fn push(&mut self, output: Output) {
+        self.out.push_back(output);
+    }
+
+    pub(crate) fn event(&mut self, event: Event) {
+        tracing::debug!(?event);
+        self.out.push_back(Output::Event(event));
+    }
+
+    pub(crate) fn notify(&mut self, notify: Notify) {
+        self.out.push_back(Output::Notify(notify));
+    }
+
+    pub(crate) fn answer(&mut self, id: CommandId, answer: Answer) {
+        self.out.push_back(Output::Answer(id, answer));
+    }
+
+    pub(crate) fn refuse(&mut self, id: CommandId, why: Refusal) {
+        self.answer(id, Answer::Refused(why));
+    }
+
+    /// Remembers a command; refuses it if too many are being carried out.
+    pub(crate) fn wait(&mut self, id: CommandId, until: Until) {
+        if self.waiting.len() >= WAITING_MOST {
+            return self.refuse(id, Refusal::InProgress);
+        }
+        self.waiting.push(Waiting { id, until });
+    }
+
+    /// Answers every command that waited for this.
+    pub(crate) fn answer_waiting(&mut self, until: Until, answer: Answer) {
+        for waiting in core::mem::take(&mut self.waiting) {
+            if waiting.until == until {
+                self.answer(waiting.id, answer);
+            } else {
+                self.waiting.push(waiting);
+            }
+        }
+    }
+
+    /// The next output: decisions first, then the guest's run state, then released frames.
+    pub(crate) fn poll_output(&mut self, should_run: bool) -> Option<Output> {
+        if let Some(output) = self.out.pop_front() {
+            return Some(output);
+        }
+        if let Some(op) = self.hands.poll(should_run) {
+            return Some(Output::Guest(op));
+        }
+        let permit = self.member.permit(self.now);
+        let output = self.gate.poll(permit)?;
+        self.stats.released += 1;
+        Some(output)
+    }
+
+    /// Whether everything was drained: the contract of [`Machine`](crate::machine::Machine).
+    pub(crate) fn drained(&self) -> bool {
+        self.out.is_empty()
+    }
+
+    // ---- frames -------------------------------------------------------------------------------
+
+    /// Lets a released frame out as soon as there is a permit.
+    pub(crate) fn release(&mut self, frame: Bytes) {
+        if !self.gate.push(frame) {
+            self.stats.dropped += 1;
+            self.event(Event::QueueFull(Queue::Gate));
+        }
+    }
+
+    // ---- messages -----------------------------------------------------------------------------
+
+    pub(crate) fn head(&self, kind: Kind, number: u64) -> Head {
+        Head::new(kind, self.pairing, number)
+    }
+
+    pub(crate) fn send(&mut self, channel: Channel, head: Head, body: &[u8]) {
+        self.link.send(channel, head.with_body(body));
+    }
+
+    pub(crate) fn send_control(&mut self, kind: Kind, number: u64) {
+        let head = self.head(kind, number);
+        self.send(Channel::Control, head, &[]);
+    }
+
+    /// Tells the peer why it is left, as far as it can still be told.
+    pub(crate) fn send_leave(&mut self, why: &str) {
+        let body = encode_reasons(&[String::from(why)]);
+        let head = self.head(Kind::Leave, 0);
+        self.send(Channel::Control, head, &body);
+    }
+
+    pub(crate) fn refuse_peer(&mut self, reasons: Vec<String>) {
+        let body = encode_reasons(&reasons);
+        let head = self.head(Kind::Refuse, 0);
+        self.send(Channel::Control, head, &body);
+        self.event(Event::PeerRefused { reasons });
+    }
+
+    /// A message of another ownership has nothing to say here.
+    pub(crate) fn check_generation(&self, head: &Head) -> Result<(), PeerFault> {
+        if head.generation == self.pairing {
+            return Ok(());
+        }
+        Err(PeerFault::OtherGeneration {
+            message: head.kind.name(),
+            got: head.generation,
+            expected: self.pairing,
+        })
+    }
+
+    /// Closes every channel, sending first what is queued on Control.
+    ///
+    /// A driver stops asking for bytes once it is told to hang up, so Control goes only when its
+    /// last message was taken.
+    pub(crate) fn hang_up(&mut self) {
+        for channel in self.link.up_channels() {
+            if channel == Channel::Control && self.link.queued(channel) > 0 {
+                self.farewell = true;
+                continue;
+            }
+            self.push(Output::HangUp(channel));
+            let _known = self.link.down(channel);
+        }
+        self.peer = None;
+    }
+
+    /// Closes Control when the farewell is said.
+    fn end_farewell(&mut self) {
+        if self.farewell && self.link.is_flushed(Channel::Control) {
+            self.farewell = false;
+            self.push(Output::HangUp(Channel::Control));
+            let _known = self.link.down(Channel::Control);
+        }
+    }
+
+    /// Whether what arrives on the channel has no meaning any more: it is only kept to say
+    /// farewell.
+    pub(crate) fn deaf(&self, channel: Channel) -> bool {
+        self.farewell && channel == Channel::Control
+    }
+
+    /// A connection begins; a farewell to an older one is void.
+    pub(crate) fn connected(&mut self, channel: Channel) -> Result<(), Misuse> {
+        self.farewell &= channel != Channel::Control;
+        self.link.up(channel)
+    }
+
+    /// A connection ended.
+    pub(crate) fn disconnected(&mut self, channel: Channel) -> Result<(), Misuse> {
+        self.farewell &= channel != Channel::Control;
+        self.link.down(channel)
+    }
+
+    pub(crate) fn demand(&self, channel: Channel) -> Demand {
+        if self.deaf(channel) {
+            return Demand::Pause;
+        }
+        self.link.demand(channel)
+    }
+
+    pub(crate) fn poll_queued(&mut self, channel: Channel, budget: usize) -> Option<Transmit> {
+        let transmit = self.link.poll_queued(channel, budget)?;
+        self.link.handed_out(channel, &transmit);
+        Some(transmit)
+    }
+
+    // ---- inputs that mean the same in both roles --------------------------------------------
+
+    /// Handles what needs no role. Gives back what does.
+    pub(crate) fn handle_common<'a>(
+        &mut self,
+        now: Instant,
+        input: Input<'a>,
+    ) -> Result<Option<Input<'a>>, Misuse> {
+        self.now = self.now.max(now);
+        match input {
+            Input::Timeout => {
+                self.member.handle_timeout(self.now);
+                Ok(Some(Input::Timeout))
+            }
+            Input::Datagram(path, bytes) => {
+                self.member.handle_datagram(self.now, path, bytes);
+                Ok(None)
+            }
+            Input::Arbiter(request, verdict) => {
+                self.member.handle_arbiter(self.now, request, verdict);
+                Ok(None)
+            }
+            Input::Persisted(id) => {
+                self.member.handle_persisted(self.now, id);
+                Ok(None)
+            }
+            Input::Fenced(ok) => {
+                self.member.handle_fence(self.now, ok);
+                Ok(None)
+            }
+            Input::Health(health) => {
+                self.local(Local::Health(health));
+                Ok(None)
+            }
+            Input::Progress(n) => {
+                self.local(Local::Progress(n));
+                Ok(None)
+            }
+            Input::Sent(channel, n) => {
+                self.link.sent(channel, n)?;
+                self.end_farewell();
+                self.progress = self.now;
+                Ok(None)
+            }
+            Input::Bytes(channel, _) | Input::Placed(channel, _) | Input::Frame(channel, _)
+                if self.deaf(channel) =>
+            {
+                Ok(None)
+            }
+            other => Ok(Some(other)),
+        }
+    }
+
+    pub(crate) fn local(&mut self, local: Local) {
+        self.member.handle_local(self.now, local);
+    }
+
+    /// Member outputs that mean the same in both roles. Gives back those that do not.
+    pub(crate) fn member_output(&mut self, output: MemberOutput) -> Option<MemberOutput> {
+        match output {
+            MemberOutput::Send { path, bytes } => self.push(Output::Datagram(path, bytes)),
+            MemberOutput::Cas(ballot) => self.push(Output::AskArbiter(ballot)),
+            MemberOutput::ReadRegister { request } => self.push(Output::ReadArbiter(request)),
+            MemberOutput::Fence { delay } => self.push(Output::Fence(delay)),
+            MemberOutput::Persist { id, record } => self.push(Output::Persist(id, record)),
+            MemberOutput::Announce => self.push(Output::Announce),
+            MemberOutput::Event(event) => self.event(Event::Member(event)),
+            // The gate is asked for its permit at every frame.
+            MemberOutput::Gate(_) => {}
+            MemberOutput::PauseVm => {
+                self.fenced = true;
+                self.gate.clear();
+                self.event(Event::Fenced(self.member.generation()));
+            }
+            MemberOutput::ResumeVm => self.fenced = false,
+            other => return Some(other),
+        }
+        None
+    }
+
+    /// What both roles report alike.
+    pub(crate) fn status(&self) -> Status {
+        Status {
+            role: Role::Secondary,
+            protected: false,
+            colo_mode: self.failover.mode,
+            last_mode: self.failover.last_mode,
+            reason: self.failover.reason(),
+            failover: self.failover.status,
+            mode: self.mode,
+            phase: "",
+            epoch: self.epoch,
+            generation: self.member.generation(),
+            member: self.member.state(),
+            checkpoint_delay: self.config.longest,
+            stopped: self.stopped,
+            replica_valid: false,
+        }
+    }
+
+    // ---- time ---------------------------------------------------------------------------------
+
+    /// The earliest of the member's deadline and those given.
+    pub(crate) fn soonest(
+        &self,
+        others: impl IntoIterator<Item = Option<Deadline>>,
+    ) -> Option<Deadline> {
+        let member = self.member.poll_timeout().map(|at| Deadline {
+            at,
+            why: TimerKind::Member,
+        });
+        others
+            .into_iter()
+            .chain([member])
+            .flatten()
+            .min_by_key(|d| d.at)
+    }
+
+    /// The deadline of a phase that must move.
+    pub(crate) fn stall(&self) -> Deadline {
+        Deadline {
+            at: self.progress + self.config.stall,
+            why: TimerKind::Stall,
+        }
+    }
+
+    pub(crate) fn stalled(&self, state: &'static str) -> Option<PeerLost> {
+        let waited = self.now.since(self.progress);
+        (waited >= self.config.stall)
+            .then_some(PeerLost::Faulty(PeerFault::Stalled { state, waited }))
+    }
+
+    /// Whether the slot is one of ours; dirty words of others are misuse.
+    pub(crate) fn check_slot(&self, slot: Slot) -> Result<(), Misuse> {
+        if self.config.slots.iter().any(|s| s.0 == slot) {
+            return Ok(());
+        }
+        Err(Misuse::UnknownSlot(slot))
+    }
+
+    /// Pages that fit a send budget in bytes.
+    pub(crate) fn pages_for(budget: usize) -> u32 {
+        let pages = budget as u64 / PAGE_SIZE;
+        u32::try_from(pages)
+            .unwrap_or(u32::MAX)
+            .clamp(1, crate::wire::BATCH_PAGES)
+    }
+
+    pub(crate) fn op(&mut self, op: GuestOp) {
+        self.hands.push(op);
+    }
+}

@@ -1,0 +1,140 @@
+//! The primary's phases.
+
+use core::time::Duration;
+
+use crate::{event::Cause, id::Epoch, stats::CheckpointTimes, status::Mode, time::Instant};
+
+/// What the primary is doing about its secondary. Each phase holds only what it knows.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Source {
+    /// No secondary, or one that is not connected yet.
+    Alone,
+    /// A live round begins: the guest side is asked what changed.
+    SyncHarvesting { round: u32 },
+    /// Pages of the round are being sent from guest RAM.
+    SyncSending {
+        round: u32,
+        pages: u64,
+        lanes: LaneEnds,
+    },
+    /// The secondary has not yet got all of the round.
+    SyncAwaitingDone { round: u32, pages: u64 },
+    /// Between checkpoints.
+    Running,
+    /// CHECKPOINT_REQUEST is sent; the guest runs.
+    Requesting(Transaction),
+    /// The guest side copies and stops for a moment.
+    Capturing(Transaction),
+    /// Pages and state are being sent from the staging area.
+    Sending {
+        tx: Transaction,
+        lanes: LaneEnds,
+        state_sent: bool,
+    },
+    /// Everything is sent.
+    AwaitingReceived(Transaction),
+    /// The secondary holds the epoch and is loading it.
+    AwaitingLoaded(Transaction),
+}
+
+/// One checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Transaction {
+    pub(crate) epoch: Epoch,
+    pub(crate) cause: Cause,
+    /// It ends the first synchronisation.
+    pub(crate) first: bool,
+    /// Mode of the interval that it begins.
+    pub(crate) mode: Mode,
+    pub(crate) pages: u64,
+    pub(crate) inputs: u64,
+    pub(crate) state_len: u64,
+    /// When the current phase began.
+    pub(crate) since: Instant,
+    pub(crate) times: CheckpointTimes,
+}
+
+impl Transaction {
+    /// Time in the phase that ends now.
+    pub(crate) fn lap(&mut self, now: Instant) -> Duration {
+        let lap = now.since(self.since);
+        self.since = now;
+        lap
+    }
+}
+
+/// Which lanes have sent their LANE_END, and how many pages went over each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub(crate) struct LaneEnds {
+    ended: u16,
+    pages: [u32; 16],
+}
+
+impl LaneEnds {
+    pub(crate) fn add(&mut self, lane: u8, pages: u32) {
+        if let Some(sum) = self.pages.get_mut(usize::from(lane)) {
+            *sum = sum.saturating_add(pages);
+        }
+    }
+
+    pub(crate) fn pages(&self, lane: u8) -> u32 {
+        self.pages.get(usize::from(lane)).copied().unwrap_or(0)
+    }
+
+    /// False if the lane had ended already.
+    pub(crate) fn end(&mut self, lane: u8) -> bool {
+        let bit = 1u16.checked_shl(u32::from(lane)).unwrap_or(0);
+        let fresh = self.ended & bit == 0;
+        self.ended |= bit;
+        fresh
+    }
+
+    pub(crate) const fn has_ended(&self, lane: u8) -> bool {
+        lane < 16 && self.ended >> lane & 1 == 1
+    }
+
+    pub(crate) const fn all_ended(&self, lanes: u8) -> bool {
+        self.ended.count_ones() >= lanes as u32
+    }
+}
+
+impl Source {
+    /// In a word, for status and faults.
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Self::Alone => "alone",
+            Self::SyncHarvesting { .. } => "synchronising (harvest)",
+            Self::SyncSending { .. } => "synchronising (send)",
+            Self::SyncAwaitingDone { .. } => "synchronising (await round)",
+            Self::Running => "running",
+            Self::Requesting(_) => "requesting a checkpoint",
+            Self::Capturing(_) => "capturing",
+            Self::Sending { .. } => "sending a checkpoint",
+            Self::AwaitingReceived(_) => "awaiting VMSTATE_RECEIVED",
+            Self::AwaitingLoaded(_) => "awaiting VMSTATE_LOADED",
+        }
+    }
+
+    /// The transaction in progress.
+    pub(crate) const fn transaction(&self) -> Option<&Transaction> {
+        match self {
+            Self::Requesting(tx)
+            | Self::Capturing(tx)
+            | Self::Sending { tx, .. }
+            | Self::AwaitingReceived(tx)
+            | Self::AwaitingLoaded(tx) => Some(tx),
+            _ => None,
+        }
+    }
+
+    /// Whether under QEMU's order the guest is stopped in this phase.
+    pub(crate) const fn stopped_until_loaded(&self) -> bool {
+        matches!(
+            self,
+            Self::Capturing(_)
+                | Self::Sending { .. }
+                | Self::AwaitingReceived(_)
+                | Self::AwaitingLoaded(_)
+        )
+    }
+}

@@ -1,0 +1,168 @@
+//! One host of the pair, whatever its role: a [`Primary`] or a [`Secondary`], and the change from
+//! one to the other. A driver that holds a `Node` needs no `if` about roles.
+
+use crate::{
+    base::Base,
+    config::Config,
+    error::Misuse,
+    id::Channel,
+    machine::{Deadline, Demand, Input, Machine, Output, Transmit},
+    member::{BootId, Command, Local, Member, Record},
+    primary::Primary,
+    secondary::Secondary,
+    stats::Stats,
+    status::Status,
+    time::Instant,
+};
+
+/// How this process is started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Start {
+    /// This host has the VM: it boots it and serves, unless the record or the arbiter know of
+    /// another owner.
+    Primary,
+    /// This host joins whoever has the VM.
+    Secondary,
+}
+
+/// A host. Starts as a secondary without a replica; ownership makes it a primary, and losing
+/// ownership makes it a secondary again.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Node(Role);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Role {
+    Primary(alloc::boxed::Box<Primary>),
+    Secondary(alloc::boxed::Box<Secondary>),
+    /// Only while one becomes the other.
+    Between,
+}
+
+impl Node {
+    /// A host at the start of its process. `record` is what an earlier process persisted; `boot`
+    /// and `entropy` are random and new.
+    #[must_use]
+    pub fn new(
+        config: Config,
+        start: Start,
+        boot: BootId,
+        record: Option<Record>,
+        entropy: u64,
+        now: Instant,
+    ) -> Self {
+        let member = Member::start(
+            config.member.clone(),
+            config.node,
+            boot,
+            record,
+            entropy,
+            now,
+        );
+        let base = Base::new(config, boot, member, now);
+        let mut secondary = Secondary::new(base);
+        secondary.base.local(Local::Operator(match start {
+            Start::Primary => Command::Create,
+            Start::Secondary => Command::Join,
+        }));
+        secondary.start();
+        let mut node = Self(Role::Secondary(alloc::boxed::Box::new(secondary)));
+        node.change();
+        node
+    }
+
+    /// The primary, if this host is one.
+    #[must_use]
+    pub const fn primary(&self) -> Option<&Primary> {
+        match &self.0 {
+            Role::Primary(p) => Some(p),
+            _ => None,
+        }
+    }
+
+    /// The secondary, if this host is one.
+    #[must_use]
+    pub const fn secondary(&self) -> Option<&Secondary> {
+        match &self.0 {
+            Role::Secondary(s) => Some(s),
+            _ => None,
+        }
+    }
+
+    /// The member, for tests and status.
+    #[must_use]
+    pub fn member(&self) -> Option<&Member> {
+        match &self.0 {
+            Role::Primary(p) => Some(&p.base.member),
+            Role::Secondary(s) => Some(&s.base.member),
+            Role::Between => None,
+        }
+    }
+
+    fn machine(&self) -> Option<&dyn Machine> {
+        match &self.0 {
+            Role::Primary(p) => Some(&**p),
+            Role::Secondary(s) => Some(&**s),
+            Role::Between => None,
+        }
+    }
+
+    fn machine_mut(&mut self) -> Option<&mut dyn Machine> {
+        match &mut self.0 {
+            Role::Primary(p) => Some(&mut **p),
+            Role::Secondary(s) => Some(&mut **s),
+            Role::Between => None,
+        }
+    }
+
+    /// Becomes what ownership makes of this host.
+    fn change(&mut self) {
+        self.0 = match core::mem::replace(&mut self.0, Role::Between) {
+            Role::Secondary(secondary) if secondary.promoted.is_some() => {
+                let mut primary = secondary.into_primary();
+                primary.start();
+                Role::Primary(primary)
+            }
+            Role::Primary(primary) if primary.demoted => {
+                let mut secondary = primary.into_secondary();
+                secondary.start();
+                Role::Secondary(secondary)
+            }
+            same => same,
+        };
+    }
+}
+
+impl Machine for Node {
+    fn handle_input(&mut self, now: Instant, input: Input<'_>) -> Result<(), Misuse> {
+        if let Some(machine) = self.machine_mut() {
+            machine.handle_input(now, input)?;
+        }
+        self.change();
+        Ok(())
+    }
+
+    fn poll_output(&mut self) -> Option<Output> {
+        self.machine_mut()?.poll_output()
+    }
+
+    fn poll_transmit(&mut self, channel: Channel, budget: usize) -> Option<Transmit> {
+        self.machine_mut()?.poll_transmit(channel, budget)
+    }
+
+    fn poll_demand(&mut self, channel: Channel) -> Demand {
+        self.machine_mut()
+            .map_or(Demand::Pause, |machine| machine.poll_demand(channel))
+    }
+
+    fn poll_timeout(&self) -> Option<Deadline> {
+        self.machine()?.poll_timeout()
+    }
+
+    fn stats(&self) -> Stats {
+        self.machine().map(Machine::stats).unwrap_or_default()
+    }
+
+    fn status(&self) -> Status {
+        self.machine().map(Machine::status).unwrap_or_default()
+    }
+}

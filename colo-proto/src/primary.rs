@@ -1,0 +1,1223 @@
+//! The primary: serves the world, decides when to checkpoint, lets nothing out that its secondary
+//! could not account for.
+//!
+//! The file reads in the order of a pairing: inputs, hello, synchronisation, checkpoint, output,
+//! commands, the end.
+
+use alloc::{boxed::Box, string::String};
+use bytes::{Bytes, BytesMut};
+use core::time::Duration;
+
+use crate::{
+    base::{Base, Until},
+    command::{Answer, Command, CommandId, Refusal},
+    epoch::{LaneEnds, Pace, Source, Transaction},
+    error::{Misuse, PeerFault},
+    event::{Cause, Event, PeerLost, Queue},
+    id::{Channel, Epoch, PAGE_SIZE, PageRuns, Role},
+    link::Item,
+    machine::{
+        Body, Captured, Deadline, Demand, GuestDone, GuestOp, GuestOpKind, Input, Machine, Notify,
+        Output, ReplicationOp, TimerKind, Transmit,
+    },
+    member::{BootId, Command as MemberCommand, Local, MemberEvent, MemberOutput, MemberState},
+    net::{Comparator, Held, InputLog, Logged, passes},
+    ram::{CacheMode, PageSet},
+    secondary::Secondary,
+    stats::{CheckpointTimes, Stats},
+    status::{ColoMode, FailoverStatus, Mode, ResumePolicy, Status},
+    time::Instant,
+    wire::{
+        BATCH_RUNS, FLAG_LIVE, HEAD_LEN, Hello, Kind, RUN_LEN, VmstateSend, decode_reasons,
+        decode_runs, encode_runs,
+    },
+};
+
+/// [`Kind::Input`] flag: the first mirrored frame after a pause; the secondary starts its log anew.
+pub(crate) const FLAG_FIRST: u8 = 2;
+/// Synchronisation rounds go on while each at least halves what is left, down to this many pages.
+const SMALL_ROUND: u64 = 256;
+
+/// What stands between this host's guest and a failure of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Protection {
+    /// Nothing.
+    None,
+    /// A secondary is being synchronised.
+    Syncing,
+    /// It holds a whole state; ownership is being arranged. Output is held meanwhile.
+    Arming,
+    /// It would take over.
+    Armed,
+    /// It is gone, and until ownership is settled it might take over: output stays held.
+    Severed,
+}
+
+/// The primary of a pair. See the [crate documentation](crate) for the loop that drives it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Primary {
+    pub(crate) base: Base,
+    source: Source,
+    protection: Protection,
+    pace: Pace,
+    /// Pages to send next: of a round, or of the captured epoch.
+    pages: PageSet,
+    /// Pages the secondary wrote itself and reported with its reply.
+    theirs: PageSet,
+    peer_cache: CacheMode,
+    /// Instance of the peer that the member wants synchronised.
+    sync_peer: Option<BootId>,
+    /// A peer that connected and has not said hello since then.
+    greeting: Option<Instant>,
+    /// Output said after this capture is held; `None`: output leaves at once.
+    hold_from: Option<Epoch>,
+    held: Held,
+    comparator: Comparator,
+    inputs: InputLog,
+    mirroring: bool,
+    detached: bool,
+    /// Pages left after the previous round.
+    last_left: u64,
+    said_not_converging: bool,
+    asked_for_unanswered: bool,
+    /// The VM was taken away; the driver's [`Node`](crate::node::Node) makes this a secondary.
+    pub(crate) demoted: bool,
+}
+
+impl Primary {
+    pub(crate) fn new(base: Base) -> Self {
+        let config = &base.config;
+        Self {
+            source: Source::Alone,
+            protection: Protection::None,
+            pace: Pace::new(config.longest, config.shortest, config.adaptive, base.now),
+            pages: PageSet::new(&config.slots),
+            theirs: PageSet::new(&config.slots),
+            peer_cache: CacheMode::default(),
+            sync_peer: None,
+            greeting: None,
+            hold_from: None,
+            held: Held::new(config.hold_bytes),
+            comparator: Comparator::new(config.hold_bytes),
+            inputs: InputLog::new(config.hold_bytes),
+            mirroring: false,
+            detached: false,
+            last_left: u64::MAX,
+            said_not_converging: false,
+            asked_for_unanswered: false,
+            demoted: false,
+            base,
+        }
+    }
+
+    /// Client frames are numbered on from `newest`, which the guest may have consumed already.
+    pub(crate) fn numbering_from(mut self, newest: u64) -> Self {
+        self.inputs = InputLog::after(newest, self.base.config.hold_bytes);
+        self
+    }
+
+    /// Does what the member wants at the start.
+    pub(crate) fn start(&mut self) {
+        self.pump();
+    }
+
+    /// After the VM was taken away: the secondary that this host is now.
+    pub(crate) fn into_secondary(self: Box<Self>) -> Box<Secondary> {
+        let mut base = self.base;
+        base.fenced = false;
+        Box::new(Secondary::new(base))
+    }
+
+    // ---- inputs -------------------------------------------------------------------------------
+
+    fn handle(&mut self, now: Instant, input: Input<'_>) -> Result<(), Misuse> {
+        let Some(input) = self.base.handle_common(now, input)? else {
+            return Ok(());
+        };
+        match input {
+            Input::Up(channel) => self.channel_up(channel)?,
+            Input::Down(channel) => {
+                let was_up = self.base.link.is_up(channel);
+                self.base.disconnected(channel)?;
+                if was_up {
+                    self.lose_peer(PeerLost::HungUp(channel), None);
+                }
+            }
+            Input::Bytes(channel, bytes) => match self.base.link.bytes(channel, bytes)? {
+                Ok(None) => {}
+                Ok(Some(item)) => self.item(channel, item),
+                Err(fault) => self.fault(fault),
+            },
+            Input::Placed(channel, n) => {
+                let item = self.base.link.placed(channel, n)?;
+                self.item(channel, item);
+            }
+            Input::Frame(channel, frame) => {
+                let item = self.base.link.frame(channel, frame)?;
+                self.item(channel, item);
+            }
+            Input::FromGuest { epoch, frame } => self.guest_said(epoch, frame)?,
+            Input::FromWorld(frame) => self.world_said(frame),
+            Input::Dirty(slot, words) => {
+                self.base.check_slot(slot)?;
+                match self.base.hands.busy() {
+                    Some(GuestOpKind::Harvest | GuestOpKind::Capture) => {
+                        self.pages.merge(slot, words);
+                    }
+                    busy => {
+                        return Err(Misuse::UnexpectedDone {
+                            got: "dirty words",
+                            expected: busy.map_or("nothing", GuestOpKind::name),
+                        });
+                    }
+                }
+            }
+            Input::Guest(done) => {
+                self.base.hands.done(&done)?;
+                self.guest_done(done);
+            }
+            Input::Command(id, command) => self.command(id, command),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Lets everything that became possible happen: member decisions, then phases, then timers.
+    fn pump(&mut self) {
+        loop {
+            while let Some(output) = self.base.member.poll_output() {
+                if let MemberOutput::Event(event) = &output {
+                    self.member_refused(event);
+                }
+                if let Some(output) = self.base.member_output(output) {
+                    self.member_output(output);
+                }
+                if self.demoted {
+                    return;
+                }
+            }
+            if !self.advance() {
+                return;
+            }
+        }
+    }
+
+    /// One step that needs no further input. False if there is none.
+    fn advance(&mut self) -> bool {
+        let now = self.base.now;
+        if self
+            .greeting
+            .is_some_and(|since| now.since(since) >= self.base.config.handshake)
+        {
+            self.lose_peer(
+                PeerLost::TooSlow(self.base.config.handshake),
+                Some("no hello in time"),
+            );
+            return true;
+        }
+        if self.awaits_peer()
+            && let Some(why) = self.base.stalled(self.source.name())
+        {
+            self.lose_peer(why, Some("no progress"));
+            return true;
+        }
+        if matches!(self.protection, Protection::Arming)
+            && self.base.member.state() == MemberState::PrimaryDual
+        {
+            self.armed();
+            return true;
+        }
+        if matches!(self.protection, Protection::Severed) && self.base.member.is_alone() {
+            self.alone();
+            return true;
+        }
+        if self.may_synchronise() {
+            self.begin_sync();
+            return true;
+        }
+        if self.source == Source::Running && self.protection == Protection::Armed {
+            self.watch_compare();
+            if self.base.hands.idle() && now >= self.pace.due() {
+                let cause = self.pace.begin(now);
+                self.request(cause, false);
+                return true;
+            }
+        }
+        false
+    }
+
+    fn item(&mut self, channel: Channel, item: Item) {
+        self.base.progress = self.base.now;
+        let result = match item {
+            Item::Message(head, body) => match head.kind {
+                Kind::Hello => self.hello(&body),
+                Kind::Leave => {
+                    let said = decode_reasons(&body).into_iter().next().unwrap_or_default();
+                    self.lose_peer(PeerLost::Told(said), None);
+                    return;
+                }
+                Kind::Refuse => {
+                    let reasons = decode_reasons(&body);
+                    self.base.event(Event::PeerRefused { reasons });
+                    self.lose_peer(PeerLost::Unfit, None);
+                    return;
+                }
+                _ => self
+                    .base
+                    .check_generation(&head)
+                    .and_then(|()| match head.kind {
+                        Kind::RoundDone => self.round_done(head.number),
+                        Kind::OwnDirty => self.own_dirty(&body),
+                        Kind::CheckpointReply => self.reply(head.number),
+                        Kind::VmstateReceived => self.received(head.number),
+                        Kind::VmstateLoaded => self.loaded(head.number, false),
+                        Kind::CheckpointReady => self.loaded(head.number, true),
+                        Kind::InputAck => self.input_ack(head.number),
+                        _ => Err(self.out_of_phase(head.kind)),
+                    }),
+            },
+            Item::Frame(head, frame) => self.base.check_generation(&head).and_then(|()| {
+                if head.kind == Kind::Output {
+                    self.output(Epoch(head.number), frame)
+                } else {
+                    Err(self.out_of_phase(head.kind))
+                }
+            }),
+            // Nothing is ever placed on a primary.
+            Item::Contents(head) | Item::Placed(head) => {
+                let _ = channel;
+                Err(self.out_of_phase(head.kind))
+            }
+        };
+        if let Err(fault) = result {
+            self.fault(fault);
+        }
+    }
+
+    fn out_of_phase(&self, kind: Kind) -> PeerFault {
+        PeerFault::OutOfPhase {
+            message: kind.name(),
+            state: self.source.name(),
+        }
+    }
+
+    fn fault(&mut self, fault: PeerFault) {
+        let said = alloc::format!("{fault}");
+        self.lose_peer(PeerLost::Faulty(fault), Some(&said));
+    }
+
+    // ---- first contact ------------------------------------------------------------------------
+
+    fn channel_up(&mut self, channel: Channel) -> Result<(), Misuse> {
+        let busy = self.base.link.is_up(channel) || self.source != Source::Alone;
+        if busy {
+            // The driver lets one connection a channel in; a second one means the first is dead.
+            self.lose_peer(PeerLost::HungUp(channel), None);
+        }
+        self.base.connected(channel)?;
+        match channel {
+            Channel::Control => {
+                self.greeting = Some(self.base.now);
+                self.base.peer = None;
+            }
+            _ if self.base.peer.is_none() => {
+                self.base.link.down(channel)?;
+                self.base.push(Output::HangUp(channel));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn hello(&mut self, body: &Bytes) -> Result<(), PeerFault> {
+        if self.greeting.take().is_none() {
+            return Err(self.out_of_phase(Kind::Hello));
+        }
+        let ours = self
+            .base
+            .config
+            .hello(self.base.boot.0, self.base.wanted_mode);
+        let theirs = match Hello::decode(Kind::Hello.name(), body) {
+            Ok(theirs) => theirs,
+            Err(error) => {
+                self.base
+                    .refuse_peer(alloc::vec![alloc::format!("{error}")]);
+                return Err(PeerFault::Decode {
+                    channel: Channel::Control,
+                    error,
+                });
+            }
+        };
+        let mut reasons = ours.differences(&theirs);
+        if self.detached {
+            reasons.push(String::from(
+                "an operator detached the pair here; attach it first",
+            ));
+        }
+        if self.protection != Protection::None || self.base.fenced || !self.base.member.is_alone() {
+            reasons.push(String::from("ownership is not settled here yet; try again"));
+        }
+        if !reasons.is_empty() {
+            self.base.refuse_peer(reasons);
+            self.lose_peer(PeerLost::Unfit, None);
+            return Ok(());
+        }
+        self.base.peer = Some(BootId(theirs.boot));
+        self.base.pairing = self.base.member.generation();
+        self.peer_cache = theirs.cache;
+        let head = self.base.head(Kind::Welcome, 0);
+        let body = ours.encode();
+        self.base.send(Channel::Control, head, &body);
+        self.base.event(Event::PeerAccepted { boot: theirs.boot });
+        Ok(())
+    }
+
+    // ---- first synchronisation ------------------------------------------------------------------
+
+    fn may_synchronise(&self) -> bool {
+        self.source == Source::Alone
+            && self.protection == Protection::None
+            && self.base.peer.is_some()
+            && self.base.peer == self.sync_peer
+            && self.base.link.all_up()
+            && self.base.hands.idle()
+            && !self.base.fenced
+    }
+
+    fn begin_sync(&mut self) {
+        self.protection = Protection::Syncing;
+        self.pages.fill();
+        self.last_left = u64::MAX;
+        self.said_not_converging = false;
+        self.base.progress = self.base.now;
+        self.base
+            .op(GuestOp::Replication(ReplicationOp::Start(Role::Primary)));
+        self.base.op(GuestOp::Harvest);
+        self.source = Source::SyncHarvesting { round: 0 };
+    }
+
+    fn harvested(&mut self) {
+        let Source::SyncHarvesting { round } = self.source else {
+            return;
+        };
+        let left = self.pages.count();
+        let most = self.base.config.last_round_pages;
+        let halves = left <= self.last_left / 2;
+        if round > 0 && left <= most && (left <= SMALL_ROUND || !halves) {
+            return self.request(Cause::FirstSync, true);
+        }
+        if round > 0 && !halves && !core::mem::replace(&mut self.said_not_converging, true) {
+            self.base.event(Event::NotConverging { pages: left, most });
+        }
+        self.last_left = left;
+        self.base.event(Event::Synchronising {
+            round,
+            pages: left,
+            sent: 0,
+        });
+        self.source = Source::SyncSending {
+            round,
+            pages: left,
+            lanes: LaneEnds::default(),
+        };
+    }
+
+    fn round_done(&mut self, number: u64) -> Result<(), PeerFault> {
+        match self.source {
+            Source::SyncAwaitingDone { round, pages } if u64::from(round) == number => {
+                self.base.event(Event::Synchronising {
+                    round,
+                    pages,
+                    sent: pages,
+                });
+                self.base.op(GuestOp::Harvest);
+                self.source = Source::SyncHarvesting {
+                    round: round.saturating_add(1),
+                };
+                Ok(())
+            }
+            _ => Err(self.out_of_phase(Kind::RoundDone)),
+        }
+    }
+
+    // ---- a checkpoint, step by step -------------------------------------------------------------
+
+    /// CHECKPOINT_REQUEST: the secondary stops; the guest here runs on.
+    fn request(&mut self, cause: Cause, first: bool) {
+        let epoch = self.base.epoch.next();
+        let tx = Transaction {
+            epoch,
+            cause,
+            first,
+            mode: self.base.wanted_mode,
+            pages: 0,
+            inputs: 0,
+            state_len: 0,
+            since: self.base.now,
+            times: CheckpointTimes::default(),
+        };
+        if tx.mode == Mode::Lockstep && !self.mirroring {
+            self.mirroring = true;
+            self.inputs.forget_peer();
+        }
+        if !first {
+            self.pages.clear();
+        }
+        self.theirs.clear();
+        self.base.send_control(Kind::CheckpointRequest, epoch.0);
+        self.base.progress = self.base.now;
+        self.source = Source::Requesting(tx);
+        self.base.local(Local::CheckpointRunning(true));
+    }
+
+    fn own_dirty(&mut self, body: &[u8]) -> Result<(), PeerFault> {
+        let message = Kind::OwnDirty.name();
+        if !matches!(self.source, Source::Requesting(_)) || self.peer_cache == CacheMode::Full {
+            return Err(self.out_of_phase(Kind::OwnDirty));
+        }
+        let runs = decode_runs(message, body).map_err(|error| PeerFault::Decode {
+            channel: Channel::Control,
+            error,
+        })?;
+        for run in &runs {
+            if !self.theirs.insert(*run) {
+                return Err(PeerFault::BadRun { message, run: *run });
+            }
+        }
+        Ok(())
+    }
+
+    /// CHECKPOINT_REPLY: the secondary is stopped. Capture: what is dirty, what it wrote itself,
+    /// and what the last live round left.
+    fn reply(&mut self, number: u64) -> Result<(), PeerFault> {
+        let mut tx = match &self.source {
+            Source::Requesting(tx) if tx.epoch.0 == number => tx.clone(),
+            _ => return Err(self.out_of_phase(Kind::CheckpointReply)),
+        };
+        tx.times.reply = tx.lap(self.base.now);
+        self.pages.union(&self.theirs);
+        let also = self.pages.take_runs(u32::MAX, usize::MAX);
+        for run in &also {
+            self.pages.insert(*run);
+        }
+        let resume = self.base.config.resume == ResumePolicy::AfterCapture && self.may_run();
+        self.base.op(GuestOp::Capture {
+            epoch: tx.epoch,
+            also,
+            resume,
+        });
+        self.hold_from.get_or_insert(tx.epoch);
+        self.source = Source::Capturing(tx);
+        Ok(())
+    }
+
+    /// VMSTATE_SEND, then pages on every lane and VMSTATE_SIZE with the state on Control.
+    fn captured(&mut self, captured: Captured) {
+        self.base.epoch = self.base.epoch.max(captured.epoch);
+        self.base.stats.longest_pause = self.base.stats.longest_pause.max(captured.pause);
+        let mut tx = match &self.source {
+            Source::Capturing(tx) if tx.epoch == captured.epoch => tx.clone(),
+            // Given up meanwhile: the guest runs again by itself.
+            _ => return,
+        };
+        tx.lap(self.base.now);
+        tx.times.live = captured.live;
+        tx.times.pause = captured.pause;
+        tx.pages = self.pages.count();
+        tx.inputs = captured.inputs;
+        tx.state_len = captured.state_len;
+        if tx.state_len > self.base.config.state_bytes {
+            let why = alloc::format!(
+                "device state of {} bytes, limit {}",
+                tx.state_len,
+                self.base.config.state_bytes
+            );
+            return self.guest_failed(GuestOpKind::Capture, why);
+        }
+        self.pace.captured();
+        self.asked_for_unanswered = false;
+        let body = VmstateSend {
+            inputs: tx.inputs,
+            pages: tx.pages,
+        }
+        .encode();
+        let mut head = self.base.head(Kind::VmstateSend, tx.epoch.0);
+        head.arg = u32::from(tx.mode == Mode::Lockstep);
+        self.base.send(Channel::Control, head, &body);
+        self.source = Source::Sending {
+            tx,
+            lanes: LaneEnds::default(),
+            state_sent: false,
+        };
+    }
+
+    /// VMSTATE_RECEIVED: the commit point. What was said before the capture may leave.
+    fn received(&mut self, number: u64) -> Result<(), PeerFault> {
+        let mut tx = match &self.source {
+            Source::AwaitingReceived(tx) if tx.epoch.0 == number => tx.clone(),
+            _ => return Err(self.out_of_phase(Kind::VmstateReceived)),
+        };
+        tx.times.received = tx.lap(self.base.now);
+        while let Some(frame) = self.held.release_covered(tx.epoch) {
+            self.base.release(frame);
+        }
+        self.inputs.cut(tx.inputs);
+        self.held.commit(tx.epoch);
+        self.comparator.commit(tx.epoch);
+        if self.base.mode != tx.mode {
+            self.base.mode = tx.mode;
+            self.base.event(Event::ModeChanged(tx.mode));
+        }
+        self.mirroring = tx.mode == Mode::Lockstep;
+        if self.base.mode == Mode::Lockstep {
+            for frame in self.held.since_commit() {
+                self.comparator.ours(frame.clone());
+            }
+        }
+        self.base.notify(Notify::CompareCheckpoint(tx.epoch));
+        self.base.local(Local::Applied(tx.epoch));
+        self.source = Source::AwaitingLoaded(tx);
+        Ok(())
+    }
+
+    /// VMSTATE_LOADED, or CHECKPOINT_READY for the first one: the secondary runs (lockstep) or
+    /// waits (standby) with the new state.
+    fn loaded(&mut self, number: u64, ready: bool) -> Result<(), PeerFault> {
+        let mut tx = match &self.source {
+            Source::AwaitingLoaded(tx) if tx.epoch.0 == number && tx.first == ready => tx.clone(),
+            _ => {
+                return Err(self.out_of_phase(if ready {
+                    Kind::CheckpointReady
+                } else {
+                    Kind::VmstateLoaded
+                }));
+            }
+        };
+        tx.times.loaded = tx.lap(self.base.now);
+        self.source = Source::Running;
+        self.base.local(Local::CheckpointRunning(false));
+        let stats = &mut self.base.stats;
+        stats.checkpoints += 1;
+        stats.pages += tx.pages;
+        stats.state_bytes += tx.state_len;
+        stats.last = tx.times;
+        self.base.event(Event::Checkpointed {
+            epoch: tx.epoch,
+            why: tx.cause,
+            pages: tx.pages,
+            times: tx.times,
+        });
+        if self.base.wanted_mode == tx.mode {
+            self.base.wanted_mode = self.pace.ended(tx.mode, tx.cause);
+        }
+        self.base.answer_waiting(Until::Checkpoint, Answer::Done);
+        if tx.first
+            && let Some(boot) = self.base.peer
+        {
+            self.protection = Protection::Arming;
+            self.base.progress = self.base.now;
+            self.base.local(Local::ReplicaReady {
+                boot,
+                epoch: tx.epoch,
+                evidence_clean: true,
+            });
+        }
+        Ok(())
+    }
+
+    /// The member holds a lease from the secondary: from here on either host may fail.
+    fn armed(&mut self) {
+        self.protection = Protection::Armed;
+        self.pace.begin(self.base.now);
+        self.base.failover.enter(ColoMode::Primary);
+        let (mode, epoch) = (self.base.mode, self.base.epoch);
+        self.base.event(Event::Protected { mode, epoch });
+    }
+
+    // ---- sending pages --------------------------------------------------------------------------
+
+    fn poll_pages(&mut self, lane: u8, budget: usize) -> Option<Transmit> {
+        let (lanes, number, live) = match &mut self.source {
+            Source::SyncSending { round, lanes, .. } => (lanes, u64::from(*round), true),
+            Source::Sending { tx, lanes, .. } => (lanes, tx.epoch.0, false),
+            _ => return None,
+        };
+        if lanes.has_ended(lane) {
+            return None;
+        }
+        let flags = if live { FLAG_LIVE } else { 0 };
+        let runs = self.pages.take_runs(Base::pages_for(budget), BATCH_RUNS);
+        let transmit = if runs.is_empty() {
+            lanes.end(lane);
+            let mut head = crate::wire::Head::new(Kind::LaneEnd, self.base.pairing, number);
+            head.flags = flags;
+            head.count = lanes.pages(lane);
+            Transmit {
+                head: head.with_body(&[]),
+                body: Body::Empty,
+            }
+        } else {
+            let pages = u32::try_from(runs.pages()).unwrap_or(u32::MAX);
+            lanes.add(lane, pages);
+            if live {
+                self.base.stats.sync_pages += u64::from(pages);
+            }
+            let (head, body) = pages_message(self.base.pairing, number, flags, runs, live);
+            Transmit { head, body }
+        };
+        self.sent_progress();
+        Some(transmit)
+    }
+
+    fn poll_state(&mut self) -> Option<Transmit> {
+        let Source::Sending { tx, state_sent, .. } = &mut self.source else {
+            return None;
+        };
+        if core::mem::replace(state_sent, true) {
+            return None;
+        }
+        let mut head = crate::wire::Head::new(Kind::VmstateSize, self.base.pairing, tx.epoch.0);
+        // Bounded by `state_bytes`, which is at most 1 GiB.
+        head.len = u32::try_from(tx.state_len).unwrap_or(u32::MAX);
+        let mut out = BytesMut::with_capacity(HEAD_LEN);
+        head.put(&mut out);
+        let body = if tx.state_len == 0 {
+            Body::Empty
+        } else {
+            Body::State(0..tx.state_len)
+        };
+        self.sent_progress();
+        Some(Transmit {
+            head: out.freeze(),
+            body,
+        })
+    }
+
+    /// Whether the last message of a round or an epoch has been handed out.
+    fn sent_progress(&mut self) {
+        self.base.progress = self.base.now;
+        let lanes_here = self.base.config.lanes;
+        match &self.source {
+            Source::SyncSending {
+                round,
+                pages,
+                lanes,
+            } if lanes.all_ended(lanes_here) => {
+                self.source = Source::SyncAwaitingDone {
+                    round: *round,
+                    pages: *pages,
+                };
+            }
+            Source::Sending {
+                tx,
+                lanes,
+                state_sent: true,
+            } if lanes.all_ended(lanes_here) => {
+                let mut tx = tx.clone();
+                tx.times.send = tx.lap(self.base.now);
+                self.source = Source::AwaitingReceived(tx);
+            }
+            _ => {}
+        }
+    }
+
+    // ---- output and input -------------------------------------------------------------------------
+
+    fn guest_said(&mut self, since: Epoch, frame: Bytes) -> Result<(), Misuse> {
+        let newest = self.source.transaction().map_or(self.base.epoch, |tx| {
+            if matches!(self.source, Source::Requesting(_)) {
+                self.base.epoch
+            } else {
+                tx.epoch
+            }
+        });
+        if since > newest.max(self.base.epoch) {
+            return Err(Misuse::WrongEpoch { got: since, newest });
+        }
+        if self.hold_from.is_none_or(|from| since < from) || passes(self.base.config.pass, &frame) {
+            self.base.release(frame);
+            return Ok(());
+        }
+        let compared = self.base.mode == Mode::Lockstep && since == self.comparator.epoch();
+        let given = self.inputs.last();
+        match self.held.push(self.base.now, since, given, frame.clone()) {
+            Ok(()) if compared => {
+                self.comparator.ours(frame);
+                self.release_agreed();
+            }
+            Ok(()) => {}
+            Err(_full) => {
+                self.base.stats.dropped += 1;
+                self.base.event(Event::QueueFull(Queue::Held));
+            }
+        }
+        if self.held.filling() {
+            self.pace.want(Cause::Full);
+        }
+        Ok(())
+    }
+
+    /// A frame of the secondary's guest.
+    fn output(&mut self, epoch: Epoch, frame: Bytes) -> Result<(), PeerFault> {
+        if epoch > self.base.epoch {
+            return Err(PeerFault::Field {
+                message: Kind::Output.name(),
+                field: "epoch",
+                got: epoch.0,
+                expected: self.base.epoch.0,
+            });
+        }
+        if self.base.mode == Mode::Lockstep {
+            self.comparator.theirs(epoch, frame);
+            self.release_agreed();
+        }
+        Ok(())
+    }
+
+    fn release_agreed(&mut self) {
+        let before = self.held.agreed();
+        while let Some(frame) = self
+            .held
+            .release_agreed(self.comparator.matched(), self.inputs.acked())
+        {
+            self.base.stats.matched += 1;
+            self.base.release(frame);
+        }
+        if self.held.agreed() != before {
+            let mut head = self.base.head(Kind::Released, self.comparator.epoch().0);
+            head.count = u32::try_from(self.held.agreed()).unwrap_or(u32::MAX);
+            self.base.send(Channel::Net, head, &[]);
+        }
+        if let Some(crate::net::Compared::Diverged(_)) = self.comparator.poll() {
+            self.base.stats.diverged += 1;
+            self.pace.want(Cause::Diverged);
+        }
+    }
+
+    /// A frame that waits too long for its match asks for a checkpoint, once.
+    fn watch_compare(&mut self) {
+        if self.base.mode == Mode::Lockstep
+            && !self.asked_for_unanswered
+            && self
+                .held
+                .oldest()
+                .is_some_and(|at| self.base.now.since(at) >= self.base.config.compare_timeout)
+        {
+            self.asked_for_unanswered = true;
+            self.pace.want(Cause::Unanswered);
+        }
+    }
+
+    fn world_said(&mut self, frame: Bytes) {
+        let Some(Logged { index, first }) = self.inputs.push(frame.len(), self.mirroring) else {
+            self.base.stats.dropped += 1;
+            self.base.event(Event::QueueFull(Queue::Inputs));
+            self.pace.want(Cause::Full);
+            return;
+        };
+        self.base.stats.inputs += 1;
+        if self.mirroring {
+            let mut head = self.base.head(Kind::Input, index);
+            head.flags = if first { FLAG_FIRST } else { 0 };
+            self.base.send(Channel::Net, head, &frame);
+            if self.inputs.filling() {
+                self.pace.want(Cause::Full);
+            }
+        }
+        self.base.push(Output::ToGuest { index, frame });
+    }
+
+    fn input_ack(&mut self, index: u64) -> Result<(), PeerFault> {
+        if !self.inputs.ack(index) {
+            return Err(PeerFault::Field {
+                message: Kind::InputAck.name(),
+                field: "index",
+                got: index,
+                expected: self.inputs.last(),
+            });
+        }
+        self.release_agreed();
+        Ok(())
+    }
+
+    // ---- the guest --------------------------------------------------------------------------------
+
+    fn guest_done(&mut self, done: GuestDone) {
+        self.base.progress = self.base.now;
+        match done {
+            GuestDone::Harvested => self.harvested(),
+            GuestDone::Captured(captured) => self.captured(captured),
+            GuestDone::Replication(_) => {
+                self.base.answer_waiting(Until::Replication, Answer::Done);
+            }
+            GuestDone::Failed { op, why } => self.guest_failed(op, why),
+            _ => {}
+        }
+    }
+
+    fn guest_failed(&mut self, op: GuestOpKind, why: String) {
+        self.base.event(Event::GuestFailed { op, why });
+        if op == GuestOpKind::Replication {
+            let answer = Answer::Refused(Refusal::ReplicationFailed);
+            self.base.answer_waiting(Until::Replication, answer);
+        }
+        self.lose_peer(PeerLost::Local(op), Some("the primary's guest side failed"));
+    }
+
+    /// Whether the guest should run now, apart from QEMU's order of a checkpoint.
+    const fn may_run(&self) -> bool {
+        !self.base.stopped && !self.base.fenced && !self.demoted
+    }
+
+    fn should_run(&self) -> bool {
+        let ordered = self.base.config.resume == ResumePolicy::AfterLoad
+            && self.source.stopped_until_loaded();
+        self.may_run() && !ordered
+    }
+
+    // ---- commands ---------------------------------------------------------------------------------
+
+    fn command(&mut self, id: CommandId, command: Command) {
+        let armed = self.protection == Protection::Armed;
+        match command {
+            Command::CheckpointNow if !armed => self.base.refuse(id, Refusal::NotProtected),
+            Command::CheckpointNow => {
+                self.pace.want(Cause::Asked);
+                self.base.wait(id, Until::Checkpoint);
+            }
+            Command::LostHeartbeat if self.base.failover.mode == ColoMode::None => {
+                self.base.refuse(id, Refusal::NotProtected);
+            }
+            Command::LostHeartbeat => {
+                if !self.base.failover.request() {
+                    return self.base.refuse(id, Refusal::FailoverInProgress);
+                }
+                self.base.event(Event::Failover(FailoverStatus::Require));
+                self.base.wait(id, Until::Alone);
+                self.base.local(Local::Operator(MemberCommand::FailOver));
+            }
+            Command::FailOver if !armed => self.base.refuse(id, Refusal::NotProtected),
+            Command::FailOver => {
+                self.base.wait(id, Until::HandedOver);
+                self.base.local(Local::Operator(MemberCommand::Yield));
+            }
+            Command::Detach => {
+                self.detached = true;
+                match self.protection {
+                    Protection::None => {
+                        self.lose_peer(PeerLost::Asked, Some("detached by an operator"));
+                        self.base.answer(id, Answer::Done);
+                    }
+                    Protection::Syncing => {
+                        self.base.wait(id, Until::Alone);
+                        self.lose_peer(PeerLost::Asked, Some("detached by an operator"));
+                    }
+                    Protection::Arming | Protection::Armed | Protection::Severed => {
+                        self.base.wait(id, Until::Alone);
+                        self.base.local(Local::Operator(MemberCommand::Detach));
+                    }
+                }
+            }
+            Command::Attach => {
+                self.detached = false;
+                self.base.answer(id, Answer::Done);
+            }
+            Command::CheckpointDelay(delay) => {
+                let bounds = Duration::from_millis(1)..=Duration::from_secs(3600);
+                if !bounds.contains(&delay) {
+                    return self.base.refuse(
+                        id,
+                        Refusal::Range {
+                            key: "x-checkpoint-delay",
+                            expected: "1 ms to 1 h",
+                        },
+                    );
+                }
+                self.pace.set_longest(delay);
+                self.base.answer(id, Answer::Done);
+            }
+            Command::SetMode(mode) => {
+                self.base.wanted_mode = mode;
+                if armed && mode != self.base.mode {
+                    self.pace.want(Cause::Asked);
+                }
+                self.base.answer(id, Answer::Done);
+            }
+            Command::Stop | Command::Continue => {
+                self.base.stopped = command == Command::Stop;
+                self.base.answer(id, Answer::Done);
+            }
+            Command::XenSetReplication {
+                enable: true,
+                failover: Some(_),
+                ..
+            } => {
+                self.base.refuse(id, Refusal::FailoverOnlyForStop);
+            }
+            Command::XenSetReplication {
+                enable,
+                role,
+                failover,
+            } => {
+                let op = if enable {
+                    ReplicationOp::Start(role)
+                } else {
+                    ReplicationOp::Stop {
+                        failover: failover.unwrap_or(false),
+                    }
+                };
+                self.base.op(GuestOp::Replication(op));
+                self.base.wait(id, Until::Replication);
+            }
+            Command::XenDoCheckpoint => {
+                self.base
+                    .op(GuestOp::Replication(ReplicationOp::Checkpoint));
+                self.base.wait(id, Until::Replication);
+                self.base.notify(Notify::FilterCheckpoint(self.base.epoch));
+            }
+            Command::Shutdown => {
+                if self.protection == Protection::None {
+                    self.lose_peer(PeerLost::Asked, Some("the VM ends"));
+                    return self.base.answer(id, Answer::Done);
+                }
+                self.detached = true;
+                self.base.send_control(Kind::Goodbye, 0);
+                self.base.wait(id, Until::Alone);
+                if self.protection == Protection::Syncing {
+                    self.lose_peer(PeerLost::Asked, None);
+                } else {
+                    self.base.local(Local::Operator(MemberCommand::Detach));
+                }
+            }
+        }
+    }
+
+    // ---- the end of a pairing ----------------------------------------------------------------------
+
+    /// The peer is of no use any more. The guest here runs on; what it said stays held until
+    /// nobody else can own the VM.
+    fn lose_peer(&mut self, why: PeerLost, said: Option<&str>) {
+        let aborted = self.source.transaction().is_some();
+        let had_peer = self.base.link.any_up() || self.source != Source::Alone;
+        self.greeting = None;
+        self.base.stats.aborted += u64::from(aborted);
+        if let Some(said) = said {
+            self.base.send_leave(said);
+        }
+        self.base.hang_up();
+        self.source = Source::Alone;
+        self.base.hands.forget_queued();
+        self.mirroring = false;
+        self.inputs.forget_peer();
+        self.pages.clear();
+        self.theirs.clear();
+        if had_peer {
+            self.base.event(Event::PeerLeft(why));
+        }
+        let gone = Answer::Refused(Refusal::PeerLost);
+        self.base.answer_waiting(Until::Checkpoint, gone);
+        if aborted {
+            self.base.local(Local::CheckpointRunning(false));
+        }
+        match self.protection {
+            Protection::None | Protection::Severed => {}
+            Protection::Syncing => {
+                self.base.local(Local::ReplicaLost);
+                self.alone();
+            }
+            Protection::Arming => {
+                self.protection = Protection::Severed;
+                self.base.local(Local::ReplicaLost);
+            }
+            Protection::Armed => {
+                self.protection = Protection::Severed;
+                self.base.local(Local::ReplicationDead);
+            }
+        }
+    }
+
+    /// Nobody else can own the VM now: everything that was held may leave.
+    fn alone(&mut self) {
+        let was = core::mem::replace(&mut self.protection, Protection::None);
+        self.hold_from = None;
+        while let Some(frame) = self.held.release_all() {
+            self.base.release(frame);
+        }
+        self.held.commit(self.base.epoch);
+        self.comparator.commit(self.base.epoch);
+        self.base.op(GuestOp::Replication(ReplicationOp::Stop {
+            failover: was != Protection::Syncing,
+        }));
+        if self.base.failover.mode != ColoMode::None {
+            let out = &mut self.base.out;
+            self.base.failover.advance(FailoverStatus::Completed, |s| {
+                out.push_back(Output::Event(Event::Failover(s)));
+            });
+            if let Some(exit) = self.base.failover.leave() {
+                self.base.event(Event::ColoExit(exit));
+            }
+        }
+        self.base
+            .event(Event::Unprotected(self.base.member.generation()));
+        self.base.answer_waiting(Until::Alone, Answer::Done);
+        self.base
+            .answer_waiting(Until::HandedOver, Answer::Refused(Refusal::PeerLost));
+    }
+
+    fn member_output(&mut self, output: MemberOutput) {
+        match output {
+            MemberOutput::DropReplication => {
+                if matches!(self.protection, Protection::Arming | Protection::Armed) {
+                    self.protection = Protection::Severed;
+                    self.lose_peer(PeerLost::Silent, Some("the primary goes on alone"));
+                }
+                if self.protection == Protection::Severed {
+                    self.alone();
+                }
+            }
+            MemberOutput::StartSync { peer } => self.sync_peer = Some(peer),
+            MemberOutput::DiscardVm => self.demote(),
+            _ => {}
+        }
+    }
+
+    /// The other host owns the VM.
+    fn demote(&mut self) {
+        self.protection = Protection::None;
+        self.lose_peer(PeerLost::NotOwner, Some("this host lost the VM"));
+        self.base.gate.clear();
+        while self.held.release_all().is_some() {
+            self.base.stats.dropped += 1;
+        }
+        self.base.failover.withdraw();
+        if let Some(exit) = self.base.failover.leave() {
+            self.base.event(Event::ColoExit(exit));
+        }
+        self.base.answer_waiting(Until::HandedOver, Answer::Done);
+        self.base
+            .answer_waiting(Until::Alone, Answer::Refused(Refusal::NotOwner));
+        self.base
+            .answer_waiting(Until::Replication, Answer::Refused(Refusal::NotOwner));
+        self.demoted = true;
+    }
+
+    /// Whether the phase ends only if the peer or the guest side does something.
+    fn awaits_peer(&self) -> bool {
+        !matches!(self.source, Source::Alone | Source::Running)
+    }
+
+    /// Watches for commands that the member refused.
+    fn member_refused(&mut self, event: &MemberEvent) {
+        if let MemberEvent::Refused {
+            command: MemberCommand::Yield,
+            ..
+        } = event
+        {
+            let answer = Answer::Refused(Refusal::NotProtected);
+            self.base.answer_waiting(Until::HandedOver, answer);
+        }
+    }
+}
+
+impl Machine for Primary {
+    fn handle_input(&mut self, now: Instant, input: Input<'_>) -> Result<(), Misuse> {
+        debug_assert!(
+            self.base.drained(),
+            "drain poll_output before the next input"
+        );
+        self.handle(now, input)?;
+        self.pump();
+        Ok(())
+    }
+
+    fn poll_output(&mut self) -> Option<Output> {
+        let should_run = self.should_run();
+        self.base.poll_output(should_run)
+    }
+
+    fn poll_transmit(&mut self, channel: Channel, budget: usize) -> Option<Transmit> {
+        if let Some(transmit) = self.base.poll_queued(channel, budget) {
+            return Some(transmit);
+        }
+        if !self.base.link.is_up(channel) {
+            return None;
+        }
+        let transmit = match channel {
+            Channel::Ram(lane) => self.poll_pages(lane, budget),
+            Channel::Control => self.poll_state(),
+            Channel::Net | Channel::Disk => None,
+        }?;
+        self.base.link.handed_out(channel, &transmit);
+        Some(transmit)
+    }
+
+    fn poll_demand(&mut self, channel: Channel) -> Demand {
+        self.base.demand(channel)
+    }
+
+    fn poll_timeout(&self) -> Option<Deadline> {
+        let base = &self.base;
+        let greeting = self.greeting.map(|since| Deadline {
+            at: since + base.config.handshake,
+            why: TimerKind::Handshake,
+        });
+        let running = self.source == Source::Running && self.protection == Protection::Armed;
+        let epoch = (running && base.hands.idle()).then(|| Deadline {
+            at: self.pace.due(),
+            why: TimerKind::Epoch,
+        });
+        let compare = (running && base.mode == Mode::Lockstep && !self.asked_for_unanswered)
+            .then(|| self.held.oldest())
+            .flatten()
+            .map(|at| Deadline {
+                at: at + base.config.compare_timeout,
+                why: TimerKind::Compare,
+            });
+        let stall = self.awaits_peer().then(|| base.stall());
+        base.soonest([greeting, epoch, compare, stall])
+    }
+
+    fn stats(&self) -> Stats {
+        self.base.stats
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            role: Role::Primary,
+            protected: self.protection == Protection::Armed,
+            phase: match self.protection {
+                Protection::Arming => "arranging ownership",
+                Protection::Severed => "settling ownership",
+                _ => self.source.name(),
+            },
+            checkpoint_delay: self.pace.longest(),
+            replica_valid: true,
+            ..self.base.status()
+        }
+    }
+}
+
+/// Head, table and body of one batch.
+fn pages_message(
+    generation: crate::id::Generation,
+    number: u64,
+    flags: u8,
+    runs: PageRuns,
+    live: bool,
+) -> (Bytes, Body) {
+    let mut head = crate::wire::Head::new(Kind::Pages, generation, number);
+    let table = runs.as_slice().len() * RUN_LEN;
+    head.flags = flags;
+    head.count = u32::try_from(runs.as_slice().len()).unwrap_or(u32::MAX);
+    head.arg = u32::try_from(runs.pages()).unwrap_or(u32::MAX);
+    head.len = u32::try_from(table as u64 + runs.pages() * PAGE_SIZE).unwrap_or(u32::MAX);
+    let mut out = BytesMut::with_capacity(HEAD_LEN + table);
+    head.put(&mut out);
+    encode_runs(&runs, &mut out);
+    let body = if live {
+        Body::Live(runs)
+    } else {
+        Body::Staged(runs)
+    };
+    (out.freeze(), body)
+}

@@ -1,0 +1,1125 @@
+//! The secondary: holds the primary's last whole state, shadows its guest in lockstep mode, and
+//! takes over.
+//!
+//! Two rules above all: a half-received checkpoint never touches the running guest, and a whole
+//! one is applied even if the peer is gone.
+//!
+//! The file reads in the order of a pairing: inputs, hello, synchronisation, checkpoint, output,
+//! commands, the end, takeover.
+
+use alloc::{boxed::Box, string::String};
+use bytes::{Bytes, BytesMut};
+use core::time::Duration;
+
+use crate::{
+    base::{Base, Until},
+    command::{Answer, Command, CommandId, Refusal},
+    epoch::{Announced, Coming, LaneEnds, StateBytes, Target},
+    error::{Misuse, PeerFault},
+    event::{Event, PeerLost, Queue},
+    id::{Channel, Epoch, Generation, PageRun, Role},
+    link::Item,
+    machine::{
+        Deadline, Demand, GuestDone, GuestOp, GuestOpKind, Input, Machine, Notify, Output,
+        ReplicationOp, Sink, TimerKind, Transmit,
+    },
+    member::{BootId, Command as MemberCommand, Local, MemberOutput, MemberState},
+    net::{NotStored, Shadow, StoredInputs, passes},
+    primary::{FLAG_FIRST, Primary},
+    ram::{Cache, CacheMode, PageSet},
+    stats::Stats,
+    status::{ColoMode, FailoverStatus, Mode, Status},
+    time::Instant,
+    wire::{
+        BATCH_RUNS, FLAG_LIVE, Head, Hello, Kind, VmstateSend, decode_reasons, decode_runs,
+        encode_runs,
+    },
+};
+
+/// The secondary of a pair, or a host that wants to become one. See the
+/// [crate documentation](crate) for the loop that drives it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Secondary {
+    pub(crate) base: Base,
+    target: Target,
+    dialling: Dialling,
+    cache: Cache,
+    /// Own dirty pages still to be reported with the reply.
+    reporting: PageSet,
+    inputs: StoredInputs,
+    /// Newest client frame that has not been acknowledged.
+    ack_due: Option<u64>,
+    shadow: Shadow,
+    peer_lanes: u8,
+    /// The member waits for the checkpoint in hand to be finished or dropped.
+    settling: bool,
+    /// The guest ran since the last commit, so that it may have written memory.
+    ran: bool,
+    /// The generation granted to this host; the driver's [`Node`](crate::node::Node) makes this a
+    /// primary.
+    pub(crate) promoted: Option<Promotion>,
+}
+
+/// How this host becomes the owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Promotion {
+    /// By taking over from the replica here.
+    TakeOver(Generation),
+    /// By booting the VM: the first owner, or the last one after both hosts were down.
+    ColdBoot(Generation),
+}
+
+/// Whether and when the primary is dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Dialling {
+    /// At this time, if wanted; and how long to pause after a failure.
+    At(Instant, Duration),
+    /// A connection is being made, or the hello is on its way.
+    Connecting(Instant, Duration),
+    /// The primary took us.
+    Accepted,
+}
+
+impl Secondary {
+    pub(crate) fn new(base: Base) -> Self {
+        let config = &base.config;
+        Self {
+            target: Target::Empty,
+            dialling: Dialling::At(base.now, config.redial),
+            cache: Cache::new(config.cache, &config.slots),
+            reporting: PageSet::new(&config.slots),
+            // The primary bounds what it mirrors between two cuts; one transaction may overlap.
+            inputs: StoredInputs::new(config.hold_bytes.saturating_mul(2)),
+            ack_due: None,
+            shadow: Shadow::new(config.hold_bytes),
+            peer_lanes: config.lanes,
+            settling: false,
+            ran: false,
+            promoted: None,
+            base,
+        }
+    }
+
+    /// Does what the member wants at the start.
+    pub(crate) fn start(&mut self) {
+        self.pump();
+    }
+
+    /// After a grant: the primary that this host is now.
+    pub(crate) fn into_primary(self: Box<Self>) -> Box<Primary> {
+        let newest = self.inputs.newest();
+        let mut base = self.base;
+        base.fenced = false;
+        Box::new(Primary::new(base).numbering_from(newest))
+    }
+
+    // ---- inputs -------------------------------------------------------------------------------
+
+    fn handle(&mut self, now: Instant, input: Input<'_>) -> Result<(), Misuse> {
+        let Some(input) = self.base.handle_common(now, input)? else {
+            return Ok(());
+        };
+        match input {
+            Input::Up(channel) => self.channel_up(channel)?,
+            Input::Down(channel) => {
+                let was_up = self.base.link.is_up(channel);
+                self.base.disconnected(channel)?;
+                if was_up || !matches!(self.dialling, Dialling::At(..)) {
+                    self.lose_peer(PeerLost::HungUp(channel), None);
+                }
+            }
+            Input::Bytes(channel, bytes) => match self.base.link.bytes(channel, bytes)? {
+                Ok(None) => {}
+                Ok(Some(item)) => self.item(channel, item),
+                Err(fault) => self.fault(fault),
+            },
+            Input::Placed(channel, n) => {
+                let item = self.base.link.placed(channel, n)?;
+                self.item(channel, item);
+            }
+            Input::Frame(channel, frame) => {
+                let item = self.base.link.frame(channel, frame)?;
+                self.item(channel, item);
+            }
+            Input::FromGuest { epoch, frame } => self.guest_said(epoch, frame)?,
+            // The world talks to the primary; what it mirrors comes over Net.
+            Input::FromWorld(_) => {}
+            Input::Dirty(slot, words) => {
+                self.base.check_slot(slot)?;
+                match self.base.hands.busy() {
+                    Some(GuestOpKind::Harvest) => {
+                        self.cache.own_dirty(slot, words);
+                    }
+                    // Asked for by the primary that this host was until now.
+                    Some(GuestOpKind::Capture) => {}
+                    busy => {
+                        return Err(Misuse::UnexpectedDone {
+                            got: "dirty words",
+                            expected: busy.map_or("nothing", GuestOpKind::name),
+                        });
+                    }
+                }
+            }
+            Input::Guest(done) => {
+                self.base.hands.done(&done)?;
+                self.guest_done(done);
+            }
+            Input::Command(id, command) => self.command(id, command),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Lets everything that became possible happen.
+    fn pump(&mut self) {
+        loop {
+            while let Some(output) = self.base.member.poll_output() {
+                if let Some(output) = self.base.member_output(output) {
+                    self.member_output(output);
+                }
+                if self.promoted.is_some() {
+                    return;
+                }
+            }
+            if !self.advance() {
+                break;
+            }
+        }
+        self.deliver();
+        self.acknowledge();
+    }
+
+    /// One step that needs no further input. False if there is none.
+    fn advance(&mut self) -> bool {
+        let now = self.base.now;
+        if let Target::Pausing(coming) = self.target
+            && self.base.hands.idle_and_stopped()
+        {
+            self.target = Target::Harvesting(coming);
+            if self.ran {
+                self.base.op(GuestOp::Harvest);
+            } else {
+                self.harvested();
+            }
+            return true;
+        }
+        if self.settling && !self.target.loading() {
+            self.settling = false;
+            self.base.local(Local::Settled);
+            return true;
+        }
+        let joining = self.base.member.state() == MemberState::Syncing;
+        if joining && !self.base.link.any_up() && !self.target.loading() {
+            // Whatever replica there was, the member has given it up.
+            if !matches!(self.target, Target::Empty) {
+                self.leave_colo();
+                self.target = Target::Empty;
+            }
+            if let Dialling::At(at, pause) = self.dialling
+                && now >= at
+                && self.base.hands.idle_and_stopped()
+            {
+                self.dialling = Dialling::Connecting(now, pause);
+                self.base.push(Output::Dial(Channel::Control));
+                return true;
+            }
+        }
+        if let Dialling::Connecting(since, _) = self.dialling
+            && now.since(since) >= self.base.config.handshake
+        {
+            let waited = self.base.config.handshake;
+            self.lose_peer(PeerLost::TooSlow(waited), Some("no welcome in time"));
+            return true;
+        }
+        if self.awaits_peer()
+            && let Some(why) = self.base.stalled(self.target.name())
+        {
+            self.lose_peer(why, Some("no progress"));
+            return true;
+        }
+        false
+    }
+
+    fn item(&mut self, channel: Channel, item: Item) {
+        self.base.progress = self.base.now;
+        let result = match item {
+            Item::Message(head, body) => match head.kind {
+                Kind::Welcome => self.welcome(&head, &body),
+                Kind::Refuse => {
+                    let reasons = decode_reasons(&body);
+                    self.base.event(Event::PeerRefused { reasons });
+                    self.lose_peer(PeerLost::Unfit, None);
+                    return;
+                }
+                Kind::Leave => {
+                    let said = decode_reasons(&body).into_iter().next().unwrap_or_default();
+                    self.lose_peer(PeerLost::Told(said), None);
+                    return;
+                }
+                _ => self
+                    .base
+                    .check_generation(&head)
+                    .and_then(|()| self.message(channel, head, &body)),
+            },
+            Item::Contents(head) => self
+                .base
+                .check_generation(&head)
+                .and_then(|()| self.state_announced(channel, head)),
+            Item::Placed(head) => self.placed(head),
+            Item::Frame(head, frame) => self.base.check_generation(&head).and_then(|()| {
+                if head.kind == Kind::Input {
+                    self.input(head, frame)
+                } else {
+                    Err(self.out_of_phase(head.kind))
+                }
+            }),
+        };
+        if let Err(fault) = result {
+            self.fault(fault);
+        }
+    }
+
+    fn message(&mut self, channel: Channel, head: Head, body: &Bytes) -> Result<(), PeerFault> {
+        match head.kind {
+            Kind::Pages => self.pages(channel, head, body),
+            Kind::LaneEnd => self.lane_end(channel, head),
+            Kind::CheckpointRequest => self.request(head.number),
+            Kind::VmstateSend => self.announced(head, body),
+            Kind::Released => {
+                if Epoch(head.number) == self.base.epoch {
+                    self.shadow.released(u64::from(head.count));
+                }
+                Ok(())
+            }
+            Kind::Goodbye => {
+                self.lose_peer(PeerLost::Goodbye, None);
+                if !self.target.loading() {
+                    self.leave_colo();
+                    self.target = Target::Empty;
+                }
+                self.base.local(Local::ReplicaLost);
+                Ok(())
+            }
+            _ => Err(self.out_of_phase(head.kind)),
+        }
+    }
+
+    fn out_of_phase(&self, kind: Kind) -> PeerFault {
+        PeerFault::OutOfPhase {
+            message: kind.name(),
+            state: self.target.name(),
+        }
+    }
+
+    fn fault(&mut self, fault: PeerFault) {
+        let said = alloc::format!("{fault}");
+        self.lose_peer(PeerLost::Faulty(fault), Some(&said));
+    }
+
+    // ---- first contact ------------------------------------------------------------------------
+
+    fn channel_up(&mut self, channel: Channel) -> Result<(), Misuse> {
+        self.base.connected(channel)?;
+        match (channel, self.dialling) {
+            (Channel::Control, Dialling::Connecting(..)) => {
+                let hello = self.base.config.hello(self.base.boot.0, self.base.mode);
+                let head = Head::new(Kind::Hello, Generation(0), 0);
+                let body = hello.encode();
+                self.base.send(Channel::Control, head, &body);
+            }
+            (_, Dialling::Accepted) => {}
+            _ => {
+                self.base.link.down(channel)?;
+                self.base.push(Output::HangUp(channel));
+            }
+        }
+        Ok(())
+    }
+
+    fn welcome(&mut self, head: &Head, body: &Bytes) -> Result<(), PeerFault> {
+        let Dialling::Connecting(..) = self.dialling else {
+            return Err(self.out_of_phase(Kind::Welcome));
+        };
+        let theirs =
+            Hello::decode(Kind::Welcome.name(), body).map_err(|error| PeerFault::Decode {
+                channel: Channel::Control,
+                error,
+            })?;
+        let ours = self.base.config.hello(self.base.boot.0, self.base.mode);
+        let mut reasons = ours.differences(&theirs);
+        if theirs.lanes != self.base.config.lanes {
+            reasons.push(alloc::format!(
+                "{} RAM lanes here and {} there",
+                self.base.config.lanes,
+                theirs.lanes
+            ));
+        }
+        if !reasons.is_empty() {
+            self.base.refuse_peer(reasons);
+            self.lose_peer(PeerLost::Unfit, None);
+            return Ok(());
+        }
+        self.dialling = Dialling::Accepted;
+        self.base.pairing = head.generation;
+        self.base.peer = Some(BootId(theirs.boot));
+        self.base.mode = theirs.mode;
+        self.base.event(Event::PeerAccepted { boot: theirs.boot });
+        let channels = self.base.config.channels();
+        for channel in channels.filter(|c| *c != Channel::Control) {
+            self.base.push(Output::Dial(channel));
+        }
+        Ok(())
+    }
+
+    // ---- pages --------------------------------------------------------------------------------
+
+    /// The table of a batch: decides where its pages go, before a byte of them is read.
+    fn pages(&mut self, channel: Channel, head: Head, table: &[u8]) -> Result<(), PeerFault> {
+        let message = Kind::Pages.name();
+        let runs =
+            decode_runs(message, table).map_err(|error| PeerFault::Decode { channel, error })?;
+        if runs.pages() != u64::from(head.arg) {
+            return Err(PeerFault::Field {
+                message,
+                field: "arg",
+                got: u64::from(head.arg),
+                expected: runs.pages(),
+            });
+        }
+        let live = head.flags & FLAG_LIVE != 0;
+        let Channel::Ram(lane) = channel else {
+            return Err(self.out_of_phase(Kind::Pages));
+        };
+        if live {
+            let lanes = self.round(head.number, Kind::Pages)?;
+            if lanes.has_ended(lane) {
+                return Err(self.out_of_phase(Kind::Pages));
+            }
+            lanes.add(lane, head.arg);
+            for run in &runs {
+                if !self.cache.within(*run) {
+                    return Err(PeerFault::BadRun { message, run: *run });
+                }
+                if self.base.config.cache == CacheMode::Full {
+                    self.cache.receive(*run);
+                }
+            }
+            let sink = match self.base.config.cache {
+                CacheMode::Full => Sink::Cache(runs),
+                CacheMode::Union => Sink::Guest(runs),
+            };
+            self.base.link.place(channel, sink);
+            return Ok(());
+        }
+        let first = self.target.coming().is_some_and(|c| c.first);
+        let coming = self.receiving(head.number, Kind::Pages)?;
+        if coming.lanes.has_ended(lane) {
+            return Err(self.out_of_phase(Kind::Pages));
+        }
+        coming.lanes.add(lane, head.arg);
+        for run in &runs {
+            // With a full cache the live rounds were received too; there a page may come again.
+            let again =
+                self.cache.has(*run) && !(first && self.base.config.cache == CacheMode::Full);
+            self.arrive(*run, again)?;
+        }
+        self.base.link.place(channel, Sink::Cache(runs));
+        Ok(())
+    }
+
+    fn arrive(&mut self, run: PageRun, again: bool) -> Result<(), PeerFault> {
+        let message = Kind::Pages.name();
+        if again {
+            return Err(PeerFault::Repeated { message, run });
+        }
+        if !self.cache.receive(run) {
+            return Err(PeerFault::BadRun { message, run });
+        }
+        Ok(())
+    }
+
+    fn placed(&mut self, head: Head) -> Result<(), PeerFault> {
+        if head.kind == Kind::VmstateSize {
+            if let Target::Receiving(coming) = &mut self.target
+                && let StateBytes::Coming(len) = coming.state
+            {
+                coming.state = StateBytes::Here(len);
+            }
+            return self.check_whole();
+        }
+        if head.flags & FLAG_LIVE == 0
+            && let Target::Receiving(coming) = &mut self.target
+        {
+            coming.pages += u64::from(head.arg);
+            return self.check_whole();
+        }
+        Ok(())
+    }
+
+    /// The ends of the live round `number`, which begins with the first message of it.
+    fn round(&mut self, number: u64, kind: Kind) -> Result<&mut LaneEnds, PeerFault> {
+        if matches!(self.target, Target::Empty) && number == 0 {
+            self.cache.abandon();
+            self.target = Target::Synchronising {
+                round: 0,
+                lanes: LaneEnds::default(),
+            };
+            self.base
+                .op(GuestOp::Replication(ReplicationOp::Start(Role::Secondary)));
+        }
+        let fault = self.out_of_phase(kind);
+        match &mut self.target {
+            Target::Synchronising { round, lanes } if u64::from(*round) == number => Ok(lanes),
+            _ => Err(fault),
+        }
+    }
+
+    fn receiving(&mut self, number: u64, kind: Kind) -> Result<&mut Coming, PeerFault> {
+        let fault = self.out_of_phase(kind);
+        match &mut self.target {
+            Target::Receiving(coming) if coming.epoch.0 == number => Ok(coming),
+            _ => Err(fault),
+        }
+    }
+
+    fn lane_end(&mut self, channel: Channel, head: Head) -> Result<(), PeerFault> {
+        let Channel::Ram(lane) = channel else {
+            return Err(self.out_of_phase(Kind::LaneEnd));
+        };
+        let live = head.flags & FLAG_LIVE != 0;
+        let lanes = self.peer_lanes;
+        let ends = if live {
+            self.round(head.number, Kind::LaneEnd)?
+        } else {
+            &mut self.receiving(head.number, Kind::LaneEnd)?.lanes
+        };
+        if ends.pages(lane) != head.count {
+            return Err(PeerFault::Field {
+                message: Kind::LaneEnd.name(),
+                field: "count",
+                got: u64::from(head.count),
+                expected: u64::from(ends.pages(lane)),
+            });
+        }
+        if !ends.end(lane) {
+            return Err(self.out_of_phase(Kind::LaneEnd));
+        }
+        if !live {
+            return self.check_whole();
+        }
+        if ends.all_ended(lanes) {
+            self.base.send_control(Kind::RoundDone, head.number);
+            let round = u32::try_from(head.number)
+                .unwrap_or(u32::MAX)
+                .saturating_add(1);
+            self.target = Target::Synchronising {
+                round,
+                lanes: LaneEnds::default(),
+            };
+        }
+        Ok(())
+    }
+
+    // ---- a checkpoint, step by step -------------------------------------------------------------
+
+    /// CHECKPOINT_REQUEST: stop.
+    fn request(&mut self, number: u64) -> Result<(), PeerFault> {
+        let first = match self.target {
+            Target::Synchronising { .. } => true,
+            Target::Shadowing => false,
+            _ => return Err(self.out_of_phase(Kind::CheckpointRequest)),
+        };
+        if number <= self.base.epoch.0 && !first {
+            return Err(PeerFault::Field {
+                message: Kind::CheckpointRequest.name(),
+                field: "epoch",
+                got: number,
+                expected: self.base.epoch.0.saturating_add(1),
+            });
+        }
+        self.target = Target::Pausing(Coming::new(Epoch(number), first));
+        self.base.local(Local::CheckpointRunning(true));
+        Ok(())
+    }
+
+    /// What this side wrote itself is known: report it, then reply.
+    fn harvested(&mut self) {
+        let Target::Harvesting(coming) = self.target else {
+            return;
+        };
+        self.reporting.clear();
+        if self.base.config.cache == CacheMode::Union && !coming.first {
+            self.reporting.union(self.cache.own());
+        }
+        self.target = Target::Replying(coming);
+        self.report();
+    }
+
+    /// CHECKPOINT_REPLY follows the last report.
+    fn report(&mut self) {
+        if let Target::Replying(coming) = self.target
+            && self.reporting.is_empty()
+        {
+            self.base
+                .send_control(Kind::CheckpointReply, coming.epoch.0);
+            self.base.progress = self.base.now;
+            self.target = Target::Receiving(coming);
+        }
+    }
+
+    fn poll_report(&mut self) -> Option<Transmit> {
+        if !matches!(self.target, Target::Replying(_)) {
+            return None;
+        }
+        let runs = self.reporting.take_runs(u32::MAX, BATCH_RUNS * 4);
+        if !runs.is_empty() {
+            let mut table = BytesMut::new();
+            encode_runs(&runs, &mut table);
+            let head = self.base.head(Kind::OwnDirty, 0);
+            self.base.send(Channel::Control, head, &table);
+        }
+        self.report();
+        self.base.poll_queued(Channel::Control, usize::MAX)
+    }
+
+    fn announced(&mut self, head: Head, body: &[u8]) -> Result<(), PeerFault> {
+        let send = VmstateSend::decode(body).map_err(|error| PeerFault::Decode {
+            channel: Channel::Control,
+            error,
+        })?;
+        let mode = match head.arg {
+            0 => Mode::Standby,
+            1 => Mode::Lockstep,
+            other => {
+                return Err(PeerFault::OverLimit {
+                    message: Kind::VmstateSend.name(),
+                    field: "mode",
+                    got: u64::from(other),
+                    limit: 1,
+                });
+            }
+        };
+        let fault = self.out_of_phase(Kind::VmstateSend);
+        let coming = self.receiving(head.number, Kind::VmstateSend)?;
+        if coming.announced.is_some() {
+            return Err(fault);
+        }
+        coming.announced = Some(Announced {
+            mode,
+            inputs: send.inputs,
+            pages: send.pages,
+        });
+        self.check_whole()
+    }
+
+    fn state_announced(&mut self, channel: Channel, head: Head) -> Result<(), PeerFault> {
+        let limit = self.base.config.state_bytes;
+        let len = u64::from(head.len);
+        if len > limit {
+            return Err(PeerFault::OverLimit {
+                message: Kind::VmstateSize.name(),
+                field: "size",
+                got: len,
+                limit,
+            });
+        }
+        let fault = self.out_of_phase(Kind::VmstateSize);
+        let coming = self.receiving(head.number, Kind::VmstateSize)?;
+        if coming.state != StateBytes::None || coming.announced.is_none() {
+            return Err(fault);
+        }
+        if len == 0 {
+            coming.state = StateBytes::Here(0);
+            self.base.link.nothing_to_place(channel);
+            return self.check_whole();
+        }
+        coming.state = StateBytes::Coming(len);
+        self.base.link.place(channel, Sink::State(0..len));
+        Ok(())
+    }
+
+    /// Whether everything is here; then the guest side verifies the state.
+    fn check_whole(&mut self) -> Result<(), PeerFault> {
+        let Target::Receiving(coming) = self.target else {
+            return Ok(());
+        };
+        if coming.announced.is_some_and(|a| coming.pages > a.pages) {
+            return Err(PeerFault::Field {
+                message: Kind::VmstateSend.name(),
+                field: "pages",
+                got: coming.announced.map_or(0, |a| a.pages),
+                expected: coming.pages,
+            });
+        }
+        if coming.whole(self.peer_lanes).is_none() {
+            let all_here = coming.lanes.all_ended(self.peer_lanes);
+            let short = coming
+                .announced
+                .filter(|a| all_here && a.pages != coming.pages);
+            return match (short, coming.state) {
+                (Some(a), StateBytes::Here(_)) if !self.base.link.placing() => {
+                    Err(PeerFault::Field {
+                        message: Kind::VmstateSend.name(),
+                        field: "pages",
+                        got: a.pages,
+                        expected: coming.pages,
+                    })
+                }
+                _ => Ok(()),
+            };
+        }
+        if !self.cache.covers_own() {
+            return Err(PeerFault::Field {
+                message: Kind::VmstateSend.name(),
+                field: "own dirty pages sent back",
+                got: 0,
+                expected: 1,
+            });
+        }
+        self.target = Target::Checking(coming);
+        self.base.op(GuestOp::CheckState(coming.epoch));
+        Ok(())
+    }
+
+    /// VMSTATE_RECEIVED: the commit point. From here on this side finishes by itself.
+    fn checked(&mut self) {
+        let Target::Checking(coming) = self.target else {
+            return;
+        };
+        let Some(whole) = coming.whole(self.peer_lanes) else {
+            return;
+        };
+        self.base.send_control(Kind::VmstateReceived, whole.epoch.0);
+        let runs = self.cache.commit();
+        self.base.op(GuestOp::CommitRam {
+            epoch: whole.epoch,
+            runs,
+        });
+        self.target = Target::CommittingRam(whole);
+    }
+
+    fn ram_committed(&mut self, epoch: Epoch) {
+        if let Target::CommittingRam(whole) = self.target
+            && whole.epoch == epoch
+        {
+            self.base
+                .op(GuestOp::Replication(ReplicationOp::Checkpoint));
+            self.target = Target::Replicating(whole);
+        }
+    }
+
+    fn replicated(&mut self) {
+        if let Target::Replicating(whole) = self.target {
+            self.base.notify(Notify::FilterCheckpoint(whole.epoch));
+            self.base.op(GuestOp::LoadState {
+                epoch: whole.epoch,
+                inputs: whole.inputs,
+            });
+            self.target = Target::LoadingState(whole);
+        }
+    }
+
+    /// VMSTATE_LOADED (CHECKPOINT_READY for the first): the guest here has the primary's state.
+    fn loaded(&mut self, epoch: Epoch) {
+        let whole = match self.target {
+            Target::LoadingState(whole) if whole.epoch == epoch => whole,
+            _ => return,
+        };
+        self.target = Target::Shadowing;
+        self.base.epoch = whole.epoch;
+        self.ran = false;
+        self.inputs.rewind(whole.inputs);
+        self.shadow.commit();
+        if self.base.mode != whole.mode {
+            self.base.mode = whole.mode;
+            self.base.event(Event::ModeChanged(whole.mode));
+        }
+        self.base.stats.checkpoints += 1;
+        self.base.stats.pages += whole.pages;
+        self.base.stats.state_bytes += whole.state_len;
+        self.base.local(Local::Applied(whole.epoch));
+        self.base.local(Local::CheckpointRunning(false));
+        if whole.first {
+            if let Some(from) = self.base.peer {
+                self.base.local(Local::Synced { from, epoch });
+            }
+            self.base.failover.enter(ColoMode::Secondary);
+            let (mode, epoch) = (self.base.mode, whole.epoch);
+            self.base.event(Event::Protected { mode, epoch });
+            self.base.send_control(Kind::CheckpointReady, whole.epoch.0);
+        } else {
+            self.base.send_control(Kind::VmstateLoaded, whole.epoch.0);
+        }
+    }
+
+    // ---- output and input -------------------------------------------------------------------------
+
+    fn guest_said(&mut self, since: Epoch, frame: Bytes) -> Result<(), Misuse> {
+        if since > self.base.epoch {
+            return Err(Misuse::WrongEpoch {
+                got: since,
+                newest: self.base.epoch,
+            });
+        }
+        // Said before the last commit: it never happened.
+        let void = since < self.base.epoch || matches!(self.target, Target::Empty);
+        if void || self.base.mode == Mode::Standby || passes(self.base.config.pass, &frame) {
+            return Ok(());
+        }
+        if self.base.link.queued(Channel::Net) + frame.len() <= self.base.config.hold_bytes {
+            let head = self.base.head(Kind::Output, since.0);
+            self.base.send(Channel::Net, head, &frame);
+        }
+        if !self.shadow.push(frame) {
+            self.base.event(Event::QueueFull(Queue::Shadow));
+        }
+        Ok(())
+    }
+
+    fn input(&mut self, head: Head, frame: Bytes) -> Result<(), PeerFault> {
+        if head.flags & FLAG_FIRST != 0 {
+            self.inputs.clear();
+        }
+        let (message, field, got) = (Kind::Input.name(), "index", head.number);
+        match self.inputs.push(head.number, frame) {
+            Ok(()) => {
+                self.ack_due = Some(head.number);
+                Ok(())
+            }
+            Err(NotStored::Gap { expected }) => Err(PeerFault::Field {
+                message,
+                field,
+                got,
+                expected,
+            }),
+            Err(NotStored::Full) => Err(PeerFault::OverLimit {
+                message,
+                field: "bytes since the cut",
+                got,
+                limit: self.base.config.hold_bytes as u64 * 2,
+            }),
+        }
+    }
+
+    fn acknowledge(&mut self) {
+        if let Some(index) = self.ack_due.take() {
+            let head = self.base.head(Kind::InputAck, index);
+            self.base.send(Channel::Net, head, &[]);
+        }
+    }
+
+    /// Client frames go to the guest while it shadows, and after a commit those it has not consumed
+    /// go again.
+    fn deliver(&mut self) {
+        let shadows = matches!(self.target, Target::Shadowing) && self.base.mode == Mode::Lockstep;
+        if !shadows || self.promoted.is_some() {
+            return;
+        }
+        while let Some((index, frame)) = self.inputs.poll() {
+            self.base.push(Output::ToGuest { index, frame });
+        }
+    }
+
+    // ---- the guest --------------------------------------------------------------------------------
+
+    fn guest_done(&mut self, done: GuestDone) {
+        self.base.progress = self.base.now;
+        match done {
+            GuestDone::Resumed => self.ran = true,
+            GuestDone::Harvested => self.harvested(),
+            GuestDone::StateChecked(_) => self.checked(),
+            GuestDone::RamCommitted(epoch) => self.ram_committed(epoch),
+            GuestDone::Replication(op) => {
+                if op == ReplicationOp::Checkpoint {
+                    self.replicated();
+                }
+                self.base.answer_waiting(Until::Replication, Answer::Done);
+            }
+            GuestDone::StateLoaded(epoch) => self.loaded(epoch),
+            GuestDone::Failed { op, why } => self.guest_failed(op, why),
+            _ => {}
+        }
+    }
+
+    fn guest_failed(&mut self, op: GuestOpKind, why: String) {
+        if op == GuestOpKind::CheckState
+            && let Target::Checking(coming) = self.target
+        {
+            // The state is the peer's fault, and nothing here was touched.
+            return self.fault(PeerFault::BadState {
+                epoch: coming.epoch,
+                why,
+            });
+        }
+        self.base.event(Event::GuestFailed { op, why });
+        if op == GuestOpKind::Replication {
+            let refused = Answer::Refused(Refusal::ReplicationFailed);
+            self.base.answer_waiting(Until::Replication, refused);
+        }
+        // Half loaded, or a guest that cannot be stopped or asked: no replica any more. It is
+        // never offered for a takeover (spec checkpoint 10.4), and the member abstains.
+        self.target = Target::Empty;
+        self.base.hands.forget_queued();
+        self.lose_peer(
+            PeerLost::Local(op),
+            Some("the secondary's guest side failed"),
+        );
+        self.leave_colo();
+        self.base.local(Local::ReplicaLost);
+    }
+
+    fn should_run(&self) -> bool {
+        matches!(self.target, Target::Shadowing)
+            && self.base.mode == Mode::Lockstep
+            && self.base.link.all_up()
+            && !self.base.stopped
+            && !self.base.fenced
+            && !self.settling
+    }
+
+    // ---- commands ---------------------------------------------------------------------------------
+
+    fn command(&mut self, id: CommandId, command: Command) {
+        match command {
+            Command::LostHeartbeat if self.base.failover.mode == ColoMode::None => {
+                self.base.refuse(id, Refusal::NotProtected);
+            }
+            Command::LostHeartbeat if matches!(self.target, Target::Empty) => {
+                self.base.refuse(id, Refusal::NoReplica);
+            }
+            Command::LostHeartbeat => {
+                if !self.base.failover.request() {
+                    return self.base.refuse(id, Refusal::FailoverInProgress);
+                }
+                self.base.event(Event::Failover(FailoverStatus::Require));
+                self.base.wait(id, Until::Alone);
+                self.base.local(Local::Operator(MemberCommand::FailOver));
+            }
+            Command::Stop | Command::Continue => {
+                self.base.stopped = command == Command::Stop;
+                self.base.answer(id, Answer::Done);
+            }
+            Command::XenSetReplication {
+                enable: true,
+                failover: Some(_),
+                ..
+            } => {
+                self.base.refuse(id, Refusal::FailoverOnlyForStop);
+            }
+            Command::XenSetReplication {
+                enable,
+                role,
+                failover,
+            } => {
+                let op = if enable {
+                    ReplicationOp::Start(role)
+                } else {
+                    ReplicationOp::Stop {
+                        failover: failover.unwrap_or(false),
+                    }
+                };
+                self.base.op(GuestOp::Replication(op));
+                self.base.wait(id, Until::Replication);
+            }
+            Command::Detach => {
+                self.lose_peer(PeerLost::Asked, Some("detached by an operator"));
+                self.base.local(Local::ReplicaLost);
+                self.base.answer(id, Answer::Done);
+            }
+            Command::Shutdown => {
+                self.lose_peer(PeerLost::Asked, Some("the secondary ends"));
+                self.base.local(Local::ReplicaLost);
+                self.base.answer(id, Answer::Done);
+            }
+            Command::CheckpointNow
+            | Command::FailOver
+            | Command::Attach
+            | Command::CheckpointDelay(_)
+            | Command::SetMode(_)
+            | Command::XenDoCheckpoint => self.base.refuse(id, Refusal::WrongRole("primary")),
+        }
+    }
+
+    // ---- the end of a pairing ----------------------------------------------------------------------
+
+    /// The connection is of no use any more. A checkpoint before its commit point leaves no trace;
+    /// one after it goes on.
+    fn lose_peer(&mut self, why: PeerLost, said: Option<&str>) {
+        let had_peer = !matches!(self.dialling, Dialling::At(..));
+        if let Some(said) = said {
+            self.base.send_leave(said);
+        }
+        let peer = self.base.peer;
+        self.base.hang_up();
+        if self.target.loading() {
+            // Needed to name the owner when the load ends.
+            self.base.peer = peer;
+        }
+        if let Some(coming) = self.target.coming() {
+            self.base.stats.aborted += 1;
+            self.target = if coming.first {
+                Target::Empty
+            } else {
+                Target::Shadowing
+            };
+            self.base.local(Local::CheckpointRunning(false));
+            self.base.hands.forget_queued();
+        }
+        if matches!(self.target, Target::Synchronising { .. }) {
+            self.target = Target::Empty;
+            self.base.hands.forget_queued();
+        }
+        if !self.target.loading() {
+            self.cache.abandon();
+        }
+        self.reporting.clear();
+        self.ack_due = None;
+        if had_peer {
+            let unfit = matches!(why, PeerLost::Unfit | PeerLost::Faulty(_));
+            self.base.event(Event::PeerLeft(why));
+            self.redial(unfit);
+        }
+        self.base.local(Local::ReplicationDead);
+    }
+
+    /// When to dial again: soon after a broken connection, later and later after refusals.
+    fn redial(&mut self, unfit: bool) {
+        let first = self.base.config.redial;
+        let pause = match self.dialling {
+            Dialling::Connecting(_, pause) if unfit => (pause * 2).min(first * 16),
+            _ => first,
+        };
+        self.dialling = Dialling::At(self.base.now + pause, pause);
+    }
+
+    fn leave_colo(&mut self) {
+        if let Some(exit) = self.base.failover.leave() {
+            self.base.event(Event::ColoExit(exit));
+        }
+        self.base.failover.withdraw();
+        self.base
+            .answer_waiting(Until::Alone, Answer::Refused(Refusal::NotOwner));
+    }
+
+    // ---- takeover ---------------------------------------------------------------------------------
+
+    fn member_output(&mut self, output: MemberOutput) {
+        match output {
+            MemberOutput::Settle => {
+                self.settling = true;
+                if self.target.loading() {
+                    self.walk_failover(FailoverStatus::Relaunch);
+                } else if self.base.link.any_up() {
+                    self.lose_peer(PeerLost::Silent, Some("the secondary takes over"));
+                }
+            }
+            MemberOutput::StartTakeover { generation } => self.take_over(generation),
+            MemberOutput::ColdBoot { generation } => {
+                self.promoted = Some(Promotion::ColdBoot(generation));
+            }
+            MemberOutput::DiscardVm => {
+                self.lose_peer(PeerLost::NotOwner, Some("the replica is old"));
+                self.leave_colo();
+                self.target = Target::Empty;
+                self.base.fenced = false;
+            }
+            _ => {}
+        }
+    }
+
+    fn walk_failover(&mut self, to: FailoverStatus) {
+        let out = &mut self.base.out;
+        self.base
+            .failover
+            .advance(to, |s| out.push_back(Output::Event(Event::Failover(s))));
+    }
+
+    /// Ownership is granted and the checkpoint in hand is settled: this guest is the VM.
+    fn take_over(&mut self, generation: Generation) {
+        if self.base.link.any_up() {
+            self.lose_peer(PeerLost::Silent, Some("the secondary takes over"));
+        }
+        self.base
+            .op(GuestOp::Replication(ReplicationOp::Stop { failover: true }));
+        self.base.notify(Notify::FilterFailover);
+        for frame in self.shadow.take() {
+            self.base.release(frame);
+        }
+        self.walk_failover(FailoverStatus::Completed);
+        let epoch = self.base.epoch;
+        self.base.event(Event::Promoted { generation, epoch });
+        if let Some(exit) = self.base.failover.leave() {
+            self.base.event(Event::ColoExit(exit));
+        }
+        self.base.answer_waiting(Until::Alone, Answer::Done);
+        self.promoted = Some(Promotion::TakeOver(generation));
+    }
+
+    /// Whether the phase ends only if the peer or the guest side does something.
+    fn awaits_peer(&self) -> bool {
+        !matches!(self.target, Target::Empty | Target::Shadowing)
+    }
+}
+
+impl Machine for Secondary {
+    fn handle_input(&mut self, now: Instant, input: Input<'_>) -> Result<(), Misuse> {
+        debug_assert!(
+            self.base.drained(),
+            "drain poll_output before the next input"
+        );
+        self.handle(now, input)?;
+        self.pump();
+        Ok(())
+    }
+
+    fn poll_output(&mut self) -> Option<Output> {
+        let should_run = self.should_run();
+        self.base.poll_output(should_run)
+    }
+
+    fn poll_transmit(&mut self, channel: Channel, budget: usize) -> Option<Transmit> {
+        if let Some(transmit) = self.base.poll_queued(channel, budget) {
+            return Some(transmit);
+        }
+        (channel == Channel::Control).then(|| self.poll_report())?
+    }
+
+    fn poll_demand(&mut self, channel: Channel) -> Demand {
+        self.base.demand(channel)
+    }
+
+    fn poll_timeout(&self) -> Option<Deadline> {
+        let base = &self.base;
+        let dial = match self.dialling {
+            Dialling::At(at, _)
+                if base.member.state() == MemberState::Syncing && base.hands.idle_and_stopped() =>
+            {
+                Some(at)
+            }
+            Dialling::Connecting(since, _) => Some(since + base.config.handshake),
+            _ => None,
+        };
+        let dial = dial.map(|at| Deadline {
+            at,
+            why: TimerKind::Handshake,
+        });
+        let stall = self.awaits_peer().then(|| base.stall());
+        base.soonest([dial, stall])
+    }
+
+    fn stats(&self) -> Stats {
+        self.base.stats
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            role: Role::Secondary,
+            protected: self.base.member.state() == MemberState::Secondary
+                && matches!(self.target, Target::Shadowing),
+            phase: self.target.name(),
+            replica_valid: matches!(self.target, Target::Shadowing)
+                || self.target.coming().is_some_and(|c| !c.first),
+            ..self.base.status()
+        }
+    }
+}
