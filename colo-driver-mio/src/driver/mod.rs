@@ -184,6 +184,8 @@ impl<M: Machine, G: Guest> Driver<M, G> {
     pub fn run(mut self) -> Result<G, DriverError> {
         priority::raise(self.priority);
         let mut events = Events::with_capacity(256);
+        // A machine that was just made may have things to say already.
+        self.drain();
         self.feed(Input::Timeout)?;
         while !self.is_over() {
             self.turn(&mut events)?;
@@ -221,10 +223,14 @@ impl<M: Machine, G: Guest> Driver<M, G> {
     fn feed(&mut self, input: Input<'_>) -> Result<(), DriverError> {
         self.stats.inputs += 1;
         self.machine.handle_input(clock::now(), input)?;
+        self.drain();
+        Ok(())
+    }
+
+    fn drain(&mut self) {
         while let Some(output) = self.machine.poll_output() {
             self.execute(output);
         }
-        Ok(())
     }
 
     fn deadline(&self) -> Option<Instant> {
