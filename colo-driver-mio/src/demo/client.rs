@@ -55,7 +55,7 @@ pub struct Plan {
     pub counter_only: bool,
 }
 
-/// One good answer. Times are nanoseconds of the monotonic clock.
+/// One good answer. Times are nanoseconds since the host started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answered {
     /// When the request was handed to the stack.
@@ -210,7 +210,7 @@ impl Client {
         )
     }
 
-    /// Waits for the first answer whose first byte came after `since` (monotonic nanoseconds).
+    /// Waits for the first answer whose first byte came after `since` (nanoseconds as [`now`](super::now) gives them).
     #[must_use]
     pub fn answer_after(&self, since: u64, patience: Duration) -> Option<Answered> {
         let find = |state: &State| {
@@ -453,10 +453,11 @@ impl<'a> Worker<'a> {
             if let Some(body) = pending.answer.body() {
                 self.number += 1;
                 let number = self.number;
-                let counter = pending
+                pending
                     .asked
-                    .judge(body)
+                    .judge(&pending.answer)
                     .map_err(|fault| Fault::Wrong { number, fault })?;
+                let counter = pending.answer.counter;
                 let answered = Answered {
                     asked: pending.at,
                     first_byte: pending.first_byte.unwrap_or(pending.at),

@@ -32,7 +32,6 @@ pub struct Daemon {
     control: PathBuf,
     log: PathBuf,
     shared: Arc<Shared>,
-    listener: Option<thread::JoinHandle<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -75,7 +74,8 @@ impl Daemon {
             .spawn()?;
         let shared = Arc::new(Shared::default());
         let (told, socket, pid) = (Arc::clone(&shared), control.to_owned(), child.id());
-        let listener = thread::Builder::new()
+        // Ends with the daemon's end of the connection.
+        thread::Builder::new()
             .name("events".into())
             .spawn(move || listen(&socket, pid, &told))?;
         Ok(Self {
@@ -84,7 +84,6 @@ impl Daemon {
             control: control.to_owned(),
             log: log.to_owned(),
             shared,
-            listener: Some(listener),
         })
     }
 
@@ -214,9 +213,6 @@ impl Drop for Daemon {
         self.shared.end.store(true, Ordering::Release);
         // Already gone is as good.
         let _gone = self.kill();
-        if let Some(listener) = self.listener.take() {
-            let _panicked = listener.join();
-        }
     }
 }
 

@@ -78,7 +78,11 @@ fn serve(cable: &mut Cable, stop: &AtomicBool, lie: impl Fn(u64) -> u64) {
         }
         if let Some(body) = answer(&mut input, lie(count + 1)) {
             count += 1;
-            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            let head = format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nX-Counter: {}\r\n\r\n",
+                body.len(),
+                lie(count)
+            );
             output.extend_from_slice(head.as_bytes());
             output.extend_from_slice(&body);
         }

@@ -41,16 +41,19 @@ pub enum HttpFault {
         /// What was due.
         expected: usize,
     },
-    /// The counter is not a number.
-    #[error("the counter is {0:?}, expected a number")]
-    NoNumber(String),
+    /// The body does not say what the head's counter does.
+    #[error("the counter in the body is {body:?}, in the head {head:?}")]
+    TwoCounters {
+        /// The body.
+        body: String,
+        /// The head's `X-Counter`.
+        head: Option<u64>,
+    },
 }
 
 /// Byte `at` of the pattern of `/bytes/N`.
-#[must_use]
 pub(super) fn pattern(at: usize) -> u8 {
-    // The guest's own rule: the low bits of a product that repeats after a prime, not a power of two.
-    (at % 251) as u8
+    colo_guests::server_byte(at as u64)
 }
 
 impl Asked {
@@ -73,15 +76,19 @@ impl Asked {
         }
     }
 
-    /// Judges a body; a counter's value is given back.
-    pub(super) fn judge(&self, body: &[u8]) -> Result<Option<u64>, HttpFault> {
+    /// Judges an answer.
+    pub(super) fn judge(&self, answer: &Answer) -> Result<(), HttpFault> {
+        let body = answer.body().unwrap_or_default();
         match self {
             Self::Counter => {
                 let text = String::from_utf8_lossy(body);
-                let number = text.trim().parse();
-                number
-                    .map(Some)
-                    .map_err(|_| HttpFault::NoNumber(text.chars().take(40).collect()))
+                if answer.counter.is_some() && text.trim().parse().ok() == answer.counter {
+                    return Ok(());
+                }
+                Err(HttpFault::TwoCounters {
+                    body: text.chars().take(40).collect(),
+                    head: answer.counter,
+                })
             }
             Self::Bytes(n) => compare(body, *n, pattern),
             Self::Echo(sent) => compare(body, sent.len(), |at| {
@@ -91,11 +98,7 @@ impl Asked {
     }
 }
 
-fn compare(
-    body: &[u8],
-    expected: usize,
-    due: impl Fn(usize) -> u8,
-) -> Result<Option<u64>, HttpFault> {
+fn compare(body: &[u8], expected: usize, due: impl Fn(usize) -> u8) -> Result<(), HttpFault> {
     for (at, &got) in body.iter().enumerate().take(expected) {
         let expected = due(at);
         if got != expected {
@@ -108,7 +111,7 @@ fn compare(
             expected,
         });
     }
-    Ok(None)
+    Ok(())
 }
 
 /// Collects one answer from a stream, however it is cut.
@@ -117,6 +120,8 @@ pub(super) struct Answer {
     bytes: Vec<u8>,
     /// Where the body begins and how long it is, once the head is whole.
     body: Option<(usize, usize)>,
+    /// What the head says of the counter.
+    pub(super) counter: Option<u64>,
 }
 
 impl Answer {
@@ -138,7 +143,7 @@ impl Answer {
         self.bytes.get(start..start + len)
     }
 
-    fn find_head(&self) -> Result<Option<(usize, usize)>, HttpFault> {
+    fn find_head(&mut self) -> Result<Option<(usize, usize)>, HttpFault> {
         let bad = || {
             let start = self.bytes.get(..80).unwrap_or(&self.bytes);
             HttpFault::Head(String::from_utf8_lossy(start).into_owned())
@@ -156,13 +161,17 @@ impl Answer {
             .and_then(|head| str::from_utf8(head).ok())
             .filter(|head| head.starts_with("HTTP/1.1 200"))
             .ok_or_else(bad)?;
-        let length = head
-            .lines()
-            .filter_map(|line| line.split_once(':'))
-            .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
-            .and_then(|(_, value)| value.trim().parse::<usize>().ok())
+        let number = |wanted: &str| {
+            head.lines()
+                .filter_map(|line| line.split_once(':'))
+                .find(|(name, _)| name.eq_ignore_ascii_case(wanted))
+                .and_then(|(_, value)| value.trim().parse::<u64>().ok())
+        };
+        let length = number("content-length")
+            .and_then(|length| usize::try_from(length).ok())
             .filter(|&length| length <= BODY_MOST)
             .ok_or_else(bad)?;
+        self.counter = number("x-counter");
         Ok(Some((end + 4, length)))
     }
 }
@@ -192,15 +201,25 @@ mod tests {
             .unwrap_err();
         assert!(matches!(error, HttpFault::Head(_)));
         let mut body: Vec<u8> = (0..1000).map(pattern).collect();
-        assert_eq!(Asked::Bytes(1000).judge(&body), Ok(None));
+        assert_eq!(judge(&Asked::Bytes(1000), 1, &body), Ok(()));
         body[700] ^= 1;
         assert!(matches!(
-            Asked::Bytes(1000).judge(&body),
+            judge(&Asked::Bytes(1000), 1, &body),
             Err(HttpFault::WrongByte { at: 700, .. })
         ));
-        assert!(Asked::Bytes(999).judge(&body[..500]).is_err());
-        assert_eq!(Asked::Counter.judge(b"17\n"), Ok(Some(17)));
-        assert!(Asked::Counter.judge(b"x").is_err());
-        assert!(Asked::Echo(vec![1, 2]).judge(&[1, 3]).is_err());
+        assert!(judge(&Asked::Bytes(999), 1, &body[..500]).is_err());
+        assert_eq!(judge(&Asked::Counter, 17, b"17\n"), Ok(()));
+        assert!(judge(&Asked::Counter, 17, b"18\n").is_err());
+        assert!(judge(&Asked::Echo(vec![1, 2]), 1, &[1, 3]).is_err());
+    }
+
+    fn judge(asked: &Asked, counter: u64, body: &[u8]) -> Result<(), HttpFault> {
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nX-Counter: {counter}\r\n\r\n",
+            body.len()
+        );
+        let mut answer = Answer::default();
+        answer.push(&[head.as_bytes(), body].concat()).unwrap();
+        asked.judge(&answer)
     }
 }

@@ -23,10 +23,10 @@ pub use http::{Asked, HttpFault};
 pub use stage::{Host, Settings, Stage};
 pub use switch::{Sighting, Switch};
 
-/// Nanoseconds of the monotonic clock, which all processes of a host share.
+/// Nanoseconds since the host started, the same for all of its processes.
 #[must_use]
 pub fn now() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    // The monotonic clock starts at zero and lasts five centuries.
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    // The clock starts at zero and lasts five centuries.
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }

@@ -191,6 +191,12 @@ impl Stage {
         }
     }
 
+    /// What the daemons have in common.
+    #[must_use]
+    pub const fn settings_now(&self) -> &Settings {
+        &self.settings
+    }
+
     /// What the daemons to come have in common; those that run are not changed.
     pub const fn settings(&mut self) -> &mut Settings {
         &mut self.settings

@@ -30,7 +30,7 @@ const HEADER: usize = 14;
 /// An address was heard from another port than before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sighting {
-    /// When, in nanoseconds of the monotonic clock.
+    /// When, in nanoseconds since the host started.
     pub at: u64,
     /// Which address.
     pub mac: Mac,

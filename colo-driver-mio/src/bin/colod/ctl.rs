@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     Failure,
-    cli::{Ask, CtlArgs, Setting},
+    cli::{Ask, CtlArgs, SaveArgs, Setting},
 };
 
 /// A checkpoint over a slow link takes a while; a daemon that says nothing for this long hangs.
@@ -28,6 +28,15 @@ pub(crate) fn run(args: &CtlArgs) -> Result<ExitCode, Failure> {
         (false, Ask::Raw { .. }) => println!("{answer:#}"),
         (false, _) => println!("done"),
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `colod save`.
+pub(crate) fn save(args: &SaveArgs) -> Result<ExitCode, Failure> {
+    let file = std::path::absolute(&args.file)?;
+    let mut client = Client::connect(&args.socket)?;
+    client.execute("save", json!({ "file": file }))?;
+    println!("{}: saved; the VM runs on", file.display());
     Ok(ExitCode::SUCCESS)
 }
 

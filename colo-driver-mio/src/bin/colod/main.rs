@@ -5,21 +5,32 @@
 //! | `cli.rs` | the command line and its help |
 //! | `logging.rs` | where logs go |
 //! | `signals.rs` | Ctrl-C and TERM |
+//! | `daemon.rs` | `colod primary`, `colod secondary` |
+//! | `run.rs` | `colod run`, `colod restore`: a VM without protection |
+//! | `kvm/` | the guest behind the loop |
+//! | `operator.rs`, `report.rs` | what the control socket does and says |
 //! | `qemu.rs` | `colod inspect`, `standby`, `feed`: beside an unmodified QEMU |
 //! | `ctl.rs` | `colod ctl`: talks to a running daemon |
 //! | `demo/` | `colod demo`: the main job on one machine |
 
 mod cli;
+mod control;
 mod ctl;
+mod daemon;
 mod demo;
+mod kvm;
 mod logging;
+mod operator;
 mod qemu;
+mod report;
+mod run;
 mod signals;
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
 use colo_driver_mio::config::{Config, Purpose};
+use colo_proto::node::Start;
 
 use cli::{Cli, Command};
 
@@ -35,7 +46,11 @@ fn main() -> ExitCode {
         Command::Inspect(args) => qemu::inspect(&args),
         Command::Standby(args) => qemu::standby(&args),
         Command::Feed(args) => qemu::feed(&args),
-        other => Err(format!("{other:?}: not yet").into()),
+        Command::Run(args) => run::run(&args, None),
+        Command::Restore(args) => run::run(&args.daemon, Some(&args.file)),
+        Command::Primary(args) => daemon::run(&args, Start::Primary),
+        Command::Secondary(args) => daemon::run(&args, Start::Secondary),
+        Command::Save(args) => ctl::save(&args),
     };
     match done {
         Ok(code) => code,

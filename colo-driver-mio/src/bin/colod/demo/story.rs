@@ -542,7 +542,7 @@ fn synchronising(data: &Value, so_far: Duration) -> String {
     )
 }
 
-/// When an event happened, in monotonic nanoseconds.
+/// When an event happened, in nanoseconds since the host started.
 fn at(event: &Value) -> u64 {
     event["at"].as_u64().unwrap_or_default()
 }

@@ -24,7 +24,7 @@ impl Timeline {
         }
     }
 
-    /// Something happened at `at` (monotonic nanoseconds): `what` is its name for machines, `text`
+    /// Something happened at `at` (nanoseconds since the host started): `what` is its name for machines, `text`
     /// its sentence for people.
     pub(super) fn tell(&self, at: u64, who: &str, what: &str, text: &str, data: Value) {
         let since = at.saturating_sub(self.zero);

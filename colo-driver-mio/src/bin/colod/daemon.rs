@@ -1,0 +1,291 @@
+//! `colod primary` and `colod secondary`: configuration → machine → loop, until it ends.
+
+use std::{
+    fs,
+    io::Read as _,
+    process::ExitCode,
+    sync::{Arc, OnceLock},
+    thread,
+    time::Duration,
+};
+
+use colo_driver_kvm::vm::Vm;
+use colo_driver_mio::{
+    ControlHandle, Driver, DriverConfig,
+    arbiter::{Arbiter, file::FileArbiter, none::NoArbiter},
+    clock,
+    config::{self, ArbiterKind, Config, ModeName, Pair, Purpose, ResumeName},
+    control::Hub,
+    heartbeat::PathConfig,
+    record::RecordStore,
+};
+use colo_proto::{
+    command::Command,
+    config::Config as Protocol,
+    id::Role,
+    member::{Arbitration, BootId, MacKey, MemberConfig, NodeId, VmId},
+    node::{Node, Start},
+    status::{Mode, ResumePolicy},
+    wire::{ShapeItem, join::Identity},
+};
+use rustix::process::{Signal, set_parent_process_death_signal};
+
+use crate::{
+    Failure,
+    cli::DaemonArgs,
+    control::server,
+    kvm::{Ended, KvmGuest, build},
+    logging,
+    operator::LoopOperator,
+    report, signals,
+};
+
+/// How long a hand-over may take at Ctrl-C before the daemon just ends.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// Runs one host of a pair.
+pub(crate) fn run(args: &DaemonArgs, start: Start) -> Result<ExitCode, Failure> {
+    if args.die_with_parent {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+    }
+    let config = Config::load(&args.config.config, Purpose::Pair)?;
+    logging::start(&config.log)?;
+    let pair = config
+        .pair
+        .as_ref()
+        .ok_or("the configuration has no pair")?;
+    let built = build(&config)?;
+    let [boot, entropy] = random()?;
+    let boot = BootId(boot);
+    let key = key(pair)?;
+    let protocol = protocol(&config, pair, key, &built.vm)?;
+    fs::create_dir_all(&pair.state_dir)
+        .map_err(|error| format!("pair.state_dir {}: {error}", pair.state_dir.display()))?;
+    let (store, record) = RecordStore::open(&pair.state_dir)?;
+    let node = Node::new(protocol, start, boot, record, entropy, clock::now());
+
+    let later: Arc<OnceLock<ControlHandle>> = Arc::default();
+    let ending = Arc::clone(&later);
+    built.console.set_muted(start == Start::Secondary);
+    let guest = KvmGuest::new(&config, built, move |ended| {
+        guest_ended(&ended, ending.get())
+    })?;
+    let identity = Identity {
+        vm: VmId(pair.id.0),
+        boot,
+        key,
+    };
+    let driver_config = driver_config(&config, pair, identity);
+    let driver = Driver::new(driver_config, node, guest, arbiter(&config), store)?;
+    let control = driver.control();
+    let _first = later.set(control.clone());
+
+    let hub = Hub::default();
+    let reporter = reporter(&control, &hub)?;
+    let operator = LoopOperator::new(config.vm.name.clone(), control.clone());
+    let server = server(&config.control, operator, &hub)?;
+    let ask = control.clone();
+    let interrupt = signals::Interrupt::start(move || farewell(&ask))?;
+    tracing::info!(
+        vm = config.vm.name,
+        node = pair.node,
+        listen = %pair.listen,
+        peer = %pair.peer,
+        "{}",
+        match start {
+            Start::Primary => "started as primary",
+            Start::Secondary => "started as secondary",
+        }
+    );
+    let ended = driver.run();
+    drop(server);
+    drop(control);
+    let _panicked = reporter.join();
+    let _guest = ended?;
+    Ok(if interrupt.asked() {
+        ExitCode::from(signals::INTERRUPTED)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// Ctrl-C: the VM goes on at the other host if it can; this process ends either way.
+fn farewell(control: &ControlHandle) {
+    let primary = control
+        .snapshot()
+        .is_ok_and(|snapshot| snapshot.status.role == Role::Primary && snapshot.status.protected);
+    if primary {
+        match control.command(Command::FailOver, FAREWELL) {
+            Ok(answer) => tracing::info!(?answer, "asked the peer to take over before ending"),
+            Err(error) => tracing::warn!(%error, "ending without a hand-over"),
+        }
+    }
+    control.stop();
+}
+
+/// The guest will not go on: a shutdown is told to the peer, a crash is left for it to survive.
+fn guest_ended(ended: &Ended, control: Option<&ControlHandle>) {
+    let Some(control) = control else { return };
+    match ended {
+        Ended::Shutdown => {
+            tracing::warn!("the guest shut down; the VM ends on both hosts");
+            // The answer comes when the peer was told; the loop must not wait for itself.
+            let control = control.clone();
+            thread::spawn(move || {
+                let _told = control.command(Command::Shutdown, FAREWELL);
+                control.stop();
+            });
+        }
+        Ended::Failed(why) => {
+            tracing::error!(why, "the guest cannot go on here; the peer takes over");
+            control.stop();
+        }
+    }
+}
+
+/// A thread that writes reports to the log and hands them to whoever listens.
+fn reporter(control: &ControlHandle, hub: &Hub) -> Result<thread::JoinHandle<()>, Failure> {
+    let (first, control, hub) = (control.subscribe()?, control.clone(), hub.clone());
+    Ok(thread::Builder::new()
+        .name("reports".into())
+        .spawn(move || {
+            let mut stream = first;
+            loop {
+                for report in &stream {
+                    let told = report::tell(&report.what);
+                    told.log();
+                    hub.publish(&told.event(&report));
+                }
+                // The stream ends with the loop, or because this thread fell behind.
+                match control.subscribe() {
+                    Ok(again) => stream = again,
+                    Err(_) => return,
+                }
+            }
+        })?)
+}
+
+fn arbiter(config: &Config) -> Box<dyn Arbiter> {
+    match (config.arbiter.kind, &config.arbiter.path) {
+        (ArbiterKind::File, Some(path)) => {
+            let patience = config.member.detection.0 / 3;
+            Box::new(FileArbiter::new(
+                path.clone(),
+                patience.max(Duration::from_millis(50)),
+            ))
+        }
+        _ => Box::new(NoArbiter::new()),
+    }
+}
+
+fn driver_config(config: &Config, pair: &Pair, identity: Identity) -> DriverConfig {
+    let mut driver = DriverConfig::new(identity);
+    driver.listen = Some(pair.listen.clone());
+    driver.peer = Some(pair.peer.clone());
+    driver.lanes = pair.ram_lanes;
+    driver.paths = pair
+        .heartbeat
+        .iter()
+        .map(|path| PathConfig {
+            local: config::Endpoint::Tcp(path.listen),
+            peer: config::Endpoint::Tcp(path.peer),
+        })
+        .collect();
+    driver.silence = config.member.detection.0;
+    driver
+}
+
+fn protocol(config: &Config, pair: &Pair, key: MacKey, vm: &Vm) -> Result<Protocol, Failure> {
+    let member = &config.member;
+    let detection = member.detection.0;
+    let arbitration = match config.arbiter.kind {
+        ArbiterKind::File => Arbitration::Arbiter {
+            fence_assist: false,
+        },
+        ArbiterKind::None => Arbitration::None {
+            primary_survives: true,
+            unsafe_no_arbiter: true,
+        },
+    };
+    let beat = member.beat();
+    let members = MemberConfig::new(VmId(pair.id.0), NodeId(u64::from(3 - pair.node)), key)
+        .paths(u8::try_from(pair.heartbeat.len())?)
+        .arbitration(arbitration)
+        .interval(beat)
+        .lease(member.lease())
+        .rtt_max(beat)
+        .margin((detection / 12).min(Duration::from_millis(20)))
+        .primary_silence(member.primary_silence())
+        .secondary_silence(detection)
+        .arbiter_attempt((detection * 5 / 12).max(Duration::from_millis(50)))
+        .arbiter_typical(detection - member.primary_silence() - beat)
+        .stall(detection / 4)
+        .penalty(detection);
+    let protection = &config.protection;
+    let shape = vm.shape();
+    Ok(
+        Protocol::builder(NodeId(pair.node.into()), members, &shape.slots)
+            .shape(shape_items(config, vm))
+            .lanes(pair.ram_lanes)
+            .mode(match protection.mode {
+                ModeName::Standby => Mode::Standby,
+                ModeName::Lockstep => Mode::Lockstep,
+            })
+            .resume(match protection.resume {
+                ResumeName::AfterCapture => ResumePolicy::AfterCapture,
+                ResumeName::AfterLoad => ResumePolicy::AfterLoad,
+            })
+            .longest(protection.longest.0)
+            .shortest(protection.shortest.0)
+            .compare_timeout(protection.compare_timeout.0)
+            .hold_bytes(usize::try_from(protection.hold_bytes.0)?)
+            .build()?,
+    )
+}
+
+/// What must be the same on both hosts besides memory.
+fn shape_items(config: &Config, vm: &Vm) -> Vec<ShapeItem> {
+    let shape = vm.shape();
+    [
+        ("vcpus", shape.vcpus.to_string()),
+        ("cpu", format!("{:016x}", shape.cpu)),
+        (
+            "net",
+            format!(
+                "{:?} {}",
+                config.net.backend != config::Backend::None,
+                config.net.mac
+            ),
+        ),
+        ("disk", config.disk.is_some().to_string()),
+    ]
+    .into_iter()
+    .map(|(name, value)| ShapeItem {
+        name: name.into(),
+        value,
+    })
+    .collect()
+}
+
+/// The key file folded to the key's size: nothing of its randomness is left out.
+fn key(pair: &Pair) -> Result<MacKey, Failure> {
+    let path = pair.key_file.as_ref().ok_or("pair.key_file is missing")?;
+    let bytes =
+        fs::read(path).map_err(|error| format!("pair.key_file {}: {error}", path.display()))?;
+    let mut key = [0; 16];
+    for chunk in bytes.chunks(key.len()) {
+        key.iter_mut()
+            .zip(chunk)
+            .for_each(|(key, byte)| *key ^= byte);
+    }
+    Ok(MacKey(key))
+}
+
+fn random() -> Result<[u64; 2], Failure> {
+    let mut bytes = [[0; 8]; 2];
+    let mut source = fs::File::open("/dev/urandom")?;
+    for word in &mut bytes {
+        source.read_exact(word)?;
+    }
+    Ok(bytes.map(u64::from_le_bytes))
+}

@@ -1,0 +1,341 @@
+//! What the loop calls. Frames are moved here; everything else is the worker's.
+
+use std::{
+    collections::VecDeque,
+    io,
+    os::fd::{AsRawFd as _, RawFd},
+    sync::{
+        Arc, Mutex,
+        mpsc::{Receiver, channel},
+    },
+};
+
+use bytes::Bytes;
+use colo_driver_kvm::memory::Memory;
+use colo_driver_mio::{
+    Guest, Wake, clock,
+    config::Config,
+    guest::{Happened, MemoryError, Ready, Tokens, Vectors},
+};
+use colo_proto::{
+    id::Epoch,
+    machine::{Body, GuestDone, GuestOp, Notify, Sink as Place},
+    member::Permit,
+    net::announce,
+};
+use mio::{Interest, Registry, unix::SourceFd};
+
+use super::{
+    backend::{self, Backend},
+    build::{Built, Card},
+    worker::{Ended, Kept, Order, Orders, Worker, lock},
+};
+use crate::Failure;
+
+const CARD: usize = 0;
+const OUTSIDE: usize = 1;
+const VCPUS: usize = 2;
+/// Frames taken from either side before the loop gets on with other things.
+const TURN: usize = 128;
+/// Device state that is received without moving the buffer.
+const STATE_MOST: usize = 64 << 20;
+
+/// A KVM machine behind the loop.
+pub(crate) struct KvmGuest {
+    /// Until the loop takes over.
+    built: Option<(Built, Receiver<Order>)>,
+    worker: Option<Worker>,
+    orders: Orders,
+    memory: Memory,
+    outgoing: Kept,
+    incoming: Kept,
+    card: Option<Card>,
+    console: colo_driver_kvm::device::Sink,
+    backend: Backend,
+    announcements: Vec<Vec<u8>>,
+    buffer: Vec<u8>,
+    iovecs: Vec<libc::iovec>,
+    card_fd: Option<RawFd>,
+    vcpu_fd: RawFd,
+    card_ready: bool,
+    outside_ready: bool,
+    /// Frames of the guest, oldest first.
+    out: VecDeque<(Epoch, Bytes)>,
+    /// Newest epoch that the machine has been told of: a frame after it comes later.
+    told: Epoch,
+    on_end: Box<dyn FnMut(Ended) + Send>,
+}
+
+impl KvmGuest {
+    /// Prepares a machine for the loop. `on_end` is told when the guest will not go on.
+    pub(crate) fn new(
+        config: &Config,
+        built: Built,
+        on_end: impl FnMut(Ended) + Send + 'static,
+    ) -> Result<Self, Failure> {
+        let vm = &built.vm;
+        let pages: u64 = vm.shape().slots.iter().map(|slot| slot.1).sum();
+        let limit = u32::try_from(pages).unwrap_or(u32::MAX);
+        let outgoing = Arc::new(Mutex::new(vm.checkpoint(limit)?));
+        let mut coming = vm.checkpoint(limit)?;
+        coming.state = Vec::with_capacity(STATE_MOST);
+        let (orders, inbox) = channel();
+        let card_fd = built
+            .card
+            .as_ref()
+            .map(|card| lock(card).wake_fd().as_raw_fd());
+        Ok(Self {
+            memory: vm.memory().clone(),
+            outgoing,
+            incoming: Arc::new(Mutex::new(coming)),
+            card: built.card.clone(),
+            console: built.console.clone(),
+            backend: Backend::open(&config.net)?,
+            announcements: announcements(config),
+            buffer: backend::buffer(),
+            iovecs: Vec::new(),
+            card_fd,
+            vcpu_fd: vm.event_fd().as_raw_fd(),
+            card_ready: true,
+            outside_ready: true,
+            out: VecDeque::new(),
+            told: Epoch(0),
+            on_end: Box::new(on_end),
+            built: Some((built, inbox)),
+            worker: None,
+            orders,
+        })
+    }
+
+    /// A way to the machine's thread, for what is not the loop's business.
+    pub(crate) fn orders(&self) -> Orders {
+        self.orders.clone()
+    }
+
+    /// The worker's next report. A capture and a load let the frames after them through.
+    fn from_worker(&mut self) -> Option<Happened> {
+        let worker = self.worker.as_ref()?;
+        while let Ok(ended) = worker.ended.try_recv() {
+            (self.on_end)(ended);
+        }
+        let happened = worker.happened.try_recv().ok()?;
+        if let Happened::Done(done) = &happened {
+            match done {
+                GuestDone::Captured(captured) => self.told = captured.epoch,
+                GuestDone::StateLoaded(epoch) => {
+                    self.told = *epoch;
+                    // What the replaced guest said is nobody's.
+                    self.out.clear();
+                }
+                _ => {}
+            }
+        }
+        Some(happened)
+    }
+
+    fn from_card(&mut self) {
+        if let Some(card) = self.card.as_ref().filter(|_| self.card_ready) {
+            // What does not fit this turn makes the eventfd readable again.
+            self.card_ready = false;
+            let out = &mut self.out;
+            lock(card).poll_tx(TURN, &mut |epoch, frame| {
+                out.push_back((Epoch(epoch), frame))
+            });
+        }
+    }
+
+    fn vouch(&mut self, into: &mut Vectors) {
+        for piece in self.iovecs.drain(..) {
+            // SAFETY: guest RAM and staging areas are mapped for as long as this guest lives, which
+            // the loop outlives by nothing; both are only ever touched through raw pointers.
+            unsafe { into.push(piece.iov_base.cast(), piece.iov_len) };
+        }
+    }
+}
+
+impl Guest for KvmGuest {
+    fn attach(&mut self, registry: &Registry, tokens: Tokens, wake: Wake) -> io::Result<()> {
+        let fds = [
+            (CARD, self.card_fd),
+            (OUTSIDE, self.backend.fd()),
+            (VCPUS, Some(self.vcpu_fd)),
+        ];
+        for (index, fd) in fds {
+            if let Some(fd) = fd {
+                registry.register(&mut SourceFd(&fd), tokens.get(index), Interest::READABLE)?;
+            }
+        }
+        if let Some((built, inbox)) = self.built.take() {
+            let (outgoing, incoming) = (Arc::clone(&self.outgoing), Arc::clone(&self.incoming));
+            let orders = (self.orders.clone(), inbox);
+            self.worker = Some(Worker::start(built, outgoing, incoming, orders, wake)?);
+        }
+        Ok(())
+    }
+
+    fn ready(&mut self, index: usize, _: Ready) {
+        match index {
+            CARD => self.card_ready = true,
+            OUTSIDE => self.outside_ready = true,
+            VCPUS => {
+                if let Some(worker) = &self.worker {
+                    worker.order(Order::Look);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn start(&mut self, op: GuestOp) {
+        if let Some(worker) = &self.worker {
+            worker.order(Order::Do(op));
+        }
+    }
+
+    fn poll(&mut self) -> Option<Happened> {
+        // The worker first: a frame after a capture must not be seen before the capture is.
+        if let Some(happened) = self.from_worker() {
+            return Some(happened);
+        }
+        if self.out.is_empty() {
+            self.from_card();
+        }
+        if self
+            .out
+            .front()
+            .is_some_and(|(epoch, _)| *epoch <= self.told)
+        {
+            let (epoch, frame) = self.out.pop_front()?;
+            return Some(Happened::FromGuest { epoch, frame });
+        }
+        if self.outside_ready {
+            match self.backend.recv(&mut self.buffer) {
+                Some(frame) => return Some(Happened::FromWorld(frame)),
+                None => self.outside_ready = false,
+            }
+        }
+        None
+    }
+
+    fn to_guest(&mut self, index: u64, frame: Bytes) {
+        if let Some(card) = &self.card {
+            lock(card).rx(index, &frame);
+        }
+    }
+
+    fn to_world(&mut self, frame: Bytes, permit: Permit) {
+        if permit.allows(clock::now()) {
+            self.backend.send(&frame);
+        }
+    }
+
+    fn announce(&mut self) {
+        for frame in &self.announcements {
+            self.backend.send(frame);
+        }
+    }
+
+    fn notify(&mut self, notify: Notify) {
+        if notify == Notify::FilterFailover {
+            self.console.set_muted(false);
+        }
+    }
+
+    fn source(&mut self, body: &Body, into: &mut Vectors) -> Result<(), MemoryError> {
+        let kept = lock(&self.outgoing);
+        let found = match body {
+            Body::Live(runs) => self
+                .memory
+                .iovecs(runs, &mut self.iovecs)
+                .map_err(|error| error.to_string()),
+            Body::Staged(runs) => kept
+                .staging
+                .iovecs(runs, &mut self.iovecs)
+                .map_err(|error| error.to_string()),
+            Body::State(range) => {
+                let bytes = usize::try_from(range.start)
+                    .ok()
+                    .zip(usize::try_from(range.end).ok())
+                    .and_then(|(start, end)| kept.state.get(start..end));
+                bytes.map_or_else(
+                    || Err(format!("{range:?} of {} bytes of state", kept.state.len())),
+                    |bytes| {
+                        self.iovecs.push(libc::iovec {
+                            iov_base: bytes.as_ptr().cast_mut().cast(),
+                            iov_len: bytes.len(),
+                        });
+                        Ok(())
+                    },
+                )
+            }
+            _ => Ok(()),
+        };
+        drop(kept);
+        found.map_err(|what| refused(what, "it was not captured"))?;
+        self.vouch(into);
+        Ok(())
+    }
+
+    fn sink(&mut self, sink: &Place, into: &mut Vectors) -> Result<(), MemoryError> {
+        let mut kept = lock(&self.incoming);
+        let found = match sink {
+            Place::Guest(runs) => self
+                .memory
+                .iovecs(runs, &mut self.iovecs)
+                .map_err(|error| error.to_string()),
+            Place::Cache(runs) => kept
+                .staging
+                .reserve(runs)
+                .and_then(|()| kept.staging.iovecs(runs, &mut self.iovecs))
+                .map_err(|error| error.to_string()),
+            Place::State(range) => {
+                let start = usize::try_from(range.start).unwrap_or(usize::MAX);
+                let end = usize::try_from(range.end).unwrap_or(usize::MAX);
+                if end > STATE_MOST || start > end {
+                    Err(format!(
+                        "{range:?} of device state, {STATE_MOST} bytes are the most"
+                    ))
+                } else {
+                    // Within the capacity: bytes that are already there do not move. The first
+                    // piece ends what an earlier epoch left.
+                    if start == 0 {
+                        kept.state.truncate(end);
+                    }
+                    let len = end.max(kept.state.len());
+                    kept.state.resize(len, 0);
+                    if let Some(bytes) = kept.state.get_mut(start..end) {
+                        self.iovecs.push(libc::iovec {
+                            iov_base: bytes.as_mut_ptr().cast(),
+                            iov_len: bytes.len(),
+                        });
+                    }
+                    Ok(())
+                }
+            }
+            _ => Err("a place of a newer protocol".into()),
+        };
+        drop(kept);
+        found.map_err(|what| refused(what, "the machine has no such place"))?;
+        self.vouch(into);
+        Ok(())
+    }
+}
+
+fn refused(what: String, why: &'static str) -> MemoryError {
+    MemoryError { what, why }
+}
+
+/// What is said after a takeover: where the hardware address lives, and each of its addresses.
+fn announcements(config: &Config) -> Vec<Vec<u8>> {
+    let mac = config.net.mac.0;
+    let mut frames = vec![announce::reverse_arp(mac).to_vec()];
+    for address in &config.net.announce {
+        frames.push(match address {
+            std::net::IpAddr::V4(v4) => announce::gratuitous_arp(mac, v4.octets()).to_vec(),
+            std::net::IpAddr::V6(v6) => {
+                announce::unsolicited_advertisement(mac, v6.octets(), false).to_vec()
+            }
+        });
+    }
+    frames
+}

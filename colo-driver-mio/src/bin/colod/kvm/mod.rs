@@ -1,0 +1,21 @@
+//! The guest behind the loop: a KVM machine.
+//!
+//! The loop never waits for it. A worker thread owns the machine and does what takes long (copying
+//! pages, stopping and starting vCPUs, loading state); frames are moved on the loop itself, through
+//! the card's eventfd and the back end's descriptor.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `build.rs` | from a configuration to a machine with its devices |
+//! | `worker.rs` | the thread that owns the machine |
+//! | `guest.rs` | [`KvmGuest`]: what the loop calls |
+//! | `backend.rs` | where the card's frames go |
+
+mod backend;
+mod build;
+mod guest;
+mod worker;
+
+pub(crate) use build::build;
+pub(crate) use guest::KvmGuest;
+pub(crate) use worker::{Ended, Order, Orders};

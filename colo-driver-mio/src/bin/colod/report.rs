@@ -1,0 +1,286 @@
+//! What the loop reports, for logs and for the control socket: one name and the same fields in
+//! both.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use colo_driver_mio::handle::{Report, What};
+use colo_proto::{
+    event::{Cause, Event, PeerLost},
+    member::{MemberEvent, MemberState},
+    status::{ColoMode, ExitReason, Mode},
+};
+use serde_json::{Value, json};
+
+/// How urgent a report is for a person.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Level {
+    Trace,
+    Debug,
+    Info,
+    Warn,
+    Error,
+}
+
+/// A report in words.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Told {
+    /// Its name: QEMU's where QEMU has one.
+    pub(crate) name: &'static str,
+    /// How urgent.
+    pub(crate) level: Level,
+    /// Its fields.
+    pub(crate) data: Value,
+}
+
+impl Told {
+    fn new(name: &'static str, level: Level, data: Value) -> Self {
+        Self { name, level, data }
+    }
+
+    /// The line of the control socket.
+    pub(crate) fn event(&self, report: &Report) -> Value {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        json!({
+            "event": self.name,
+            "data": self.data,
+            "at": report.at.as_nanos(),
+            "timestamp": { "seconds": now.as_secs(), "microseconds": now.subsec_micros() },
+        })
+    }
+
+    /// The line of the log.
+    pub(crate) fn log(&self) {
+        let (name, data) = (self.name, &self.data);
+        match self.level {
+            Level::Trace => tracing::trace!("{name} {data}"),
+            Level::Debug => tracing::debug!("{name} {data}"),
+            Level::Info => tracing::info!("{name} {data}"),
+            Level::Warn => tracing::warn!("{name} {data}"),
+            Level::Error => tracing::error!("{name} {data}"),
+        }
+    }
+}
+
+/// Puts a report into words.
+pub(crate) fn tell(what: &What) -> Told {
+    use Level::{Debug, Error, Info, Warn};
+    match what {
+        What::Machine(event) => tell_event(event),
+        What::Up(channel) => Told::new("CHANNEL_UP", Debug, json!({ "channel": word(channel) })),
+        What::Down(channel, why) => Told::new(
+            "CHANNEL_DOWN",
+            Info,
+            json!({ "channel": word(channel), "why": why }),
+        ),
+        What::NotConnected(channel, why) => Told::new(
+            "NOT_CONNECTED",
+            Debug,
+            json!({ "channel": word(channel), "why": why }),
+        ),
+        What::CallerRefused(why) => Told::new("CALLER_REFUSED", Warn, json!({ "why": why })),
+        What::RecordNotWritten(why) => {
+            Told::new("RECORD_NOT_WRITTEN", Error, json!({ "why": why }))
+        }
+        other => Told::new("REPORT", Info, json!({ "what": word(other) })),
+    }
+}
+
+fn tell_event(event: &Event) -> Told {
+    use Level::{Debug, Error, Info, Trace, Warn};
+    match event {
+        Event::PeerAccepted { boot } => Told::new(
+            "PEER_ACCEPTED",
+            Info,
+            json!({ "boot": format!("{boot:016x}") }),
+        ),
+        Event::PeerRefused { reasons } => {
+            Told::new("PEER_REFUSED", Warn, json!({ "reasons": reasons }))
+        }
+        Event::Synchronising { round, pages, sent } => Told::new(
+            "SYNCHRONISING",
+            Debug,
+            json!({ "round": round, "pages": pages, "sent": sent }),
+        ),
+        Event::NotConverging { pages, most } => Told::new(
+            "NOT_CONVERGING",
+            Warn,
+            json!({ "pages": pages, "most": most }),
+        ),
+        Event::Protected { mode, epoch } => Told::new(
+            "PROTECTED",
+            Info,
+            json!({ "mode": mode_name(*mode), "epoch": epoch.0 }),
+        ),
+        Event::Checkpointed {
+            epoch,
+            why,
+            pages,
+            times,
+        } => Told::new(
+            "CHECKPOINTED",
+            Trace,
+            json!({
+                "epoch": epoch.0,
+                "why": cause(*why),
+                "pages": pages,
+                "pause_us": micros(times.pause),
+                "reply_us": micros(times.reply),
+                "live_us": micros(times.live),
+                "send_us": micros(times.send),
+                "received_us": micros(times.received),
+                "loaded_us": micros(times.loaded),
+            }),
+        ),
+        Event::ModeChanged(mode) => {
+            Told::new("MODE_CHANGED", Info, json!({ "mode": mode_name(*mode) }))
+        }
+        Event::PeerLeft(why) => Told::new("PEER_LEFT", Warn, json!({ "why": left(why) })),
+        Event::Unprotected(generation) => {
+            Told::new("UNPROTECTED", Warn, json!({ "generation": generation.0 }))
+        }
+        Event::Promoted { generation, epoch } => Told::new(
+            "PROMOTED",
+            Warn,
+            json!({ "generation": generation.0, "epoch": epoch.0 }),
+        ),
+        Event::Fenced(generation) => {
+            Told::new("FENCED", Error, json!({ "generation": generation.0 }))
+        }
+        Event::ColoExit(exit) => Told::new(
+            "COLO_EXIT",
+            Warn,
+            json!({ "mode": colo_mode(exit.mode), "reason": exit_reason(exit.reason) }),
+        ),
+        Event::Failover(status) => Told::new("FAILOVER", Info, json!({ "status": word(status) })),
+        Event::GuestFailed { op, why } => Told::new(
+            "GUEST_FAILED",
+            Error,
+            json!({ "operation": word(op), "why": why }),
+        ),
+        Event::QueueFull(queue) => Told::new("QUEUE_FULL", Debug, json!({ "queue": word(queue) })),
+        Event::Member(event) => tell_member(event),
+        other => Told::new("EVENT", Info, json!({ "what": word(other) })),
+    }
+}
+
+fn tell_member(event: &MemberEvent) -> Told {
+    use Level::{Error, Info, Warn};
+    match event {
+        MemberEvent::State {
+            from,
+            to,
+            generation,
+        } => {
+            let silent = matches!(
+                to,
+                MemberState::SecondaryArbitrating | MemberState::PrimaryArbitrating
+            );
+            let name = if silent { "SUSPECTED" } else { "MEMBER" };
+            Told::new(
+                name,
+                if silent { Warn } else { Info },
+                json!({ "from": word(from), "to": word(to), "generation": generation.0 }),
+            )
+        }
+        MemberEvent::Critical(critical) => {
+            Told::new("CRITICAL", Error, json!({ "what": word(critical) }))
+        }
+        other => Told::new("MEMBER_EVENT", Warn, json!({ "what": word(other) })),
+    }
+}
+
+/// Why the peer is gone, in words.
+fn left(why: &PeerLost) -> String {
+    match why {
+        PeerLost::Silent => "it was silent".into(),
+        PeerLost::HungUp(channel) => format!("its {channel:?} connection ended"),
+        PeerLost::Faulty(fault) => format!("it broke the protocol: {fault}"),
+        PeerLost::Unfit => "it does not fit".into(),
+        PeerLost::Goodbye => "the VM ended in good order".into(),
+        PeerLost::Told(said) => format!("it left: {said}"),
+        PeerLost::Asked => "an operator asked".into(),
+        PeerLost::NotOwner => "the arbiter gave the VM to the other host".into(),
+        PeerLost::Local(op) => format!("the guest here failed to {op:?}"),
+        PeerLost::TooSlow(waited) => format!("too slow: waited {waited:?}"),
+        other => word(other),
+    }
+}
+
+/// QEMU's name of a mode.
+pub(crate) const fn colo_mode(mode: ColoMode) -> &'static str {
+    match mode {
+        ColoMode::None => "none",
+        ColoMode::Primary => "primary",
+        ColoMode::Secondary => "secondary",
+    }
+}
+
+/// QEMU's name of a reason.
+pub(crate) const fn exit_reason(reason: ExitReason) -> &'static str {
+    match reason {
+        ExitReason::None => "none",
+        ExitReason::Request => "request",
+        ExitReason::Error => "error",
+        ExitReason::Processing => "processing",
+    }
+}
+
+/// Name of a mode.
+pub(crate) const fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Lockstep => "lockstep",
+        Mode::Standby => "standby",
+    }
+}
+
+fn cause(cause: Cause) -> String {
+    word(&cause).to_lowercase()
+}
+
+fn word(value: &impl std::fmt::Debug) -> String {
+    format!("{value:?}")
+}
+
+/// Whole microseconds.
+pub(crate) fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use colo_proto::{id::Epoch, status::ColoExit, time::Instant};
+
+    #[test]
+    fn qemus_event_has_qemus_fields() {
+        let what = What::Machine(Event::ColoExit(ColoExit {
+            mode: ColoMode::Secondary,
+            reason: ExitReason::Request,
+        }));
+        let told = tell(&what);
+        let report = Report {
+            at: Instant::from_millis(5),
+            what,
+        };
+        let event = told.event(&report);
+        assert_eq!(event["event"], "COLO_EXIT");
+        assert_eq!(
+            event["data"],
+            json!({ "mode": "secondary", "reason": "request" })
+        );
+        assert_eq!(event["at"], 5_000_000);
+        assert!(event["timestamp"]["seconds"].is_u64());
+    }
+
+    #[test]
+    fn a_checkpoint_is_for_whoever_asks_and_protection_for_everybody() {
+        let protected = tell(&What::Machine(Event::Protected {
+            mode: Mode::Standby,
+            epoch: Epoch(1),
+        }));
+        assert_eq!(protected.level, Level::Info);
+        assert_eq!(protected.data, json!({ "mode": "standby", "epoch": 1 }));
+    }
+}
