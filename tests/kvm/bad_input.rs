@@ -1,0 +1,106 @@
+//! Wrong flags, files and addresses: one line that says what, where and what to do, and an exit
+//! status that says so too.
+
+use std::{
+    net::TcpListener,
+    process::{Command, Output},
+};
+
+use colo_driver_mio::demo::Host;
+
+use crate::common::*;
+
+fn colod_says(args: &[&str]) -> (Option<i32>, String) {
+    let Output { status, stderr, .. } = Command::new(colod()).args(args).output().unwrap();
+    (status.code(), String::from_utf8(stderr).unwrap())
+}
+
+#[test]
+fn a_configuration_that_cannot_be_used_is_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("vm.toml");
+    let path = file.to_str().unwrap();
+    for (text, expected) in [
+        ("", "missing field `vm`"),
+        (
+            "[vm]\nkernel = \"/nowhere\"\n",
+            "vm.kernel cannot be read: /nowhere",
+        ),
+        (
+            "[vm]\nkernel = \"builtin:server\"\nvcpu = 2\n",
+            "did you mean `vcpus`?",
+        ),
+        (
+            "[vm]\nkernel = \"builtin:server\"\nmemory = \"1M\"\n",
+            "expected 16M to 64G",
+        ),
+        (
+            "[vm]\nkernel = \"builtin:server\"\n[net]\nbackend = \"tap\"\n",
+            "net.tap is missing",
+        ),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let (code, said) = colod_says(&["run", "--config", path]);
+        assert_eq!(code, Some(1), "{text:?}: {said}");
+        assert!(said.contains(expected), "{text:?}: {said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+    std::fs::write(&file, "[vm]\nkernel = \"builtin:server\"\n").unwrap();
+    let (code, said) = colod_says(&["primary", "--config", path]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("pair is missing"), "{said}");
+    let (code, said) = colod_says(&["run", "--config", "/nowhere/vm.toml"]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("/nowhere/vm.toml"), "{said}");
+}
+
+#[test]
+fn wrong_flags_are_explained_with_status_two() {
+    let (code, said) = colod_says(&["primary"]);
+    assert_eq!(code, Some(2));
+    assert!(said.contains("--config"), "{said}");
+    let (code, said) = colod_says(&["dmeo"]);
+    assert_eq!(code, Some(2));
+    assert!(said.contains("demo"), "{said}");
+    let (code, said) = colod_says(&["ctl", "--socket", "/nowhere.sock", "status"]);
+    assert_eq!(code, Some(1));
+    assert!(
+        said.contains("no daemon answers at /nowhere.sock"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_kernel_of_no_kind_is_refused() {
+    if !kvm() {
+        return;
+    }
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let kernel = dir.path().join("kernel");
+    std::fs::write(&kernel, "#!/bin/sh\n").unwrap();
+    let file = dir.path().join("vm.toml");
+    std::fs::write(&file, format!("[vm]\nkernel = {kernel:?}\n")).unwrap();
+    let (code, said) = colod_says(&["run", "--config", file.to_str().unwrap()]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("kernel image is of no kind"), "{said}");
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    if !kvm() {
+        return;
+    }
+    let _alone = alone();
+    let mut stage = stage();
+    let at = stage.stream_address(Host::A);
+    let _taken = TcpListener::bind(at).unwrap();
+    let mut daemon = stage.start(Host::A, "primary").unwrap();
+    assert_eq!(daemon.wait_end(PATIENCE).unwrap().code(), Some(1));
+    let log = daemon.log();
+    let last = log.lines().last().unwrap();
+    assert!(
+        last.contains(&at.to_string()) && last.contains("in use"),
+        "{log}"
+    );
+}
