@@ -1,5 +1,6 @@
 //! The loop's numbers over loopback: what a RAM lane carries beside a plain TCP copy of as much
-//! memory, and round trips on the control channel, alone and beside a lane that is full.
+//! memory, round trips on the control channel, alone and beside a lane that is full, and the first
+//! synchronisation of two nodes.
 //!
 //! `cargo bench -p colo-driver-mio --bench loop`
 
@@ -7,7 +8,9 @@
 
 mod flood;
 mod plain;
+mod sync;
 
 fn main() {
     flood::measure();
+    sync::measure();
 }
