@@ -14,7 +14,7 @@ use crate::{
     id::{Channel, Epoch, Generation, PAGE_SIZE, Role, Slot},
     link::Link,
     machine::{Deadline, Demand, GuestOp, Input, Notify, Output, TimerKind, Transmit},
-    member::{BootId, Local, Member, MemberOutput},
+    member::{BootId, Local, Member, MemberOutput, MemberState},
     net::Gate,
     stats::Stats,
     status::{Mode, Status},
@@ -343,7 +343,13 @@ impl Base {
             MemberOutput::PauseVm => {
                 self.fenced = true;
                 self.gate.clear();
-                self.event(Event::Fenced(self.member.generation()));
+                // A secondary that was granted the VM pauses too, until it is its turn.
+                if !matches!(
+                    self.member.state(),
+                    MemberState::TakeoverWait | MemberState::PrimarySolo
+                ) {
+                    self.event(Event::Fenced(self.member.generation()));
+                }
             }
             MemberOutput::ResumeVm => self.fenced = false,
             other => return Some(other),

@@ -13,6 +13,7 @@ mod common;
 mod garbage;
 mod interrupt;
 mod kill;
+mod link;
 mod operator;
 mod second_secondary;
 mod unprotected;

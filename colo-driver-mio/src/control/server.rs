@@ -13,7 +13,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -26,6 +26,8 @@ use super::{
 const CONNECTIONS_MOST: usize = 16;
 /// A client that does not read for this long is left.
 const WRITE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a server that ends waits for answers that are on their way.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// How soon a listening connection notices that its client left.
 const PROBE: Duration = Duration::from_millis(500);
 
@@ -43,6 +45,8 @@ pub trait Operator: Send + Sync + 'static {
 pub struct Server {
     path: PathBuf,
     end: Arc<AtomicBool>,
+    /// Commands that have not been answered.
+    open: Arc<AtomicUsize>,
     thread: Option<thread::JoinHandle<()>>,
     hub: Hub,
 }
@@ -57,13 +61,15 @@ impl Server {
         let listener = bind(path)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
         let end = Arc::new(AtomicBool::new(false));
-        let (ended, events) = (Arc::clone(&end), hub.clone());
+        let open = Arc::new(AtomicUsize::new(0));
+        let (ended, events, busy) = (Arc::clone(&end), hub.clone(), Arc::clone(&open));
         let thread = thread::Builder::new()
             .name("control".into())
-            .spawn(move || accept(&listener, &operator, &events, &ended))?;
+            .spawn(move || accept(&listener, &operator, &events, &ended, &busy))?;
         Ok(Self {
             path: path.to_owned(),
             end,
+            open,
             thread: Some(thread),
             hub,
         })
@@ -73,6 +79,10 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.hub.end();
+        let start = Instant::now();
+        while self.open.load(Ordering::Acquire) > 0 && start.elapsed() < LAST_WORDS {
+            thread::sleep(Duration::from_millis(1));
+        }
         self.end.store(true, Ordering::Release);
         // The accepting thread waits in accept; a connection is what wakes it.
         let _woken = UnixStream::connect(&self.path);
@@ -96,7 +106,13 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     }
 }
 
-fn accept(listener: &UnixListener, operator: &Arc<dyn Operator>, hub: &Hub, end: &Arc<AtomicBool>) {
+fn accept(
+    listener: &UnixListener,
+    operator: &Arc<dyn Operator>,
+    hub: &Hub,
+    end: &Arc<AtomicBool>,
+    busy: &Arc<AtomicUsize>,
+) {
     let open = Arc::new(AtomicUsize::new(0));
     for stream in listener.incoming() {
         if end.load(Ordering::Acquire) {
@@ -119,12 +135,12 @@ fn accept(listener: &UnixListener, operator: &Arc<dyn Operator>, hub: &Hub, end:
         }
         open.fetch_add(1, Ordering::Relaxed);
         let (operator, hub) = (Arc::clone(operator), hub.clone());
-        let counted = Counted(Arc::clone(&open));
+        let (counted, busy) = (Counted(Arc::clone(&open)), Arc::clone(busy));
         let spawned = thread::Builder::new()
             .name("control-client".into())
             .spawn(move || {
                 let _counted = counted;
-                if let Err(error) = serve(&stream, &*operator, &hub) {
+                if let Err(error) = serve(&stream, &*operator, &hub, &busy) {
                     tracing::debug!(%error, "control: a connection ended");
                 }
             });
@@ -142,7 +158,12 @@ impl Drop for Counted {
     }
 }
 
-fn serve(stream: &UnixStream, operator: &dyn Operator, hub: &Hub) -> Result<(), WireError> {
+fn serve(
+    stream: &UnixStream,
+    operator: &dyn Operator,
+    hub: &Hub,
+    busy: &Arc<AtomicUsize>,
+) -> Result<(), WireError> {
     stream.set_write_timeout(Some(WRITE_PATIENCE))?;
     let mut reader = BufReader::new(stream);
     let mut bytes = Vec::new();
@@ -168,6 +189,8 @@ fn serve(stream: &UnixStream, operator: &dyn Operator, hub: &Hub) -> Result<(), 
             out.write_all(&reply_line(&Reply::Return(json!({})), request.id))?;
             return stream_events(stream, &listener);
         }
+        busy.fetch_add(1, Ordering::Relaxed);
+        let _answered = Counted(Arc::clone(busy));
         let reply = match operator.execute(&request) {
             Ok(value) => Reply::Return(value),
             Err(refused) => Reply::Error(refused),

@@ -55,18 +55,18 @@ impl Shared {
 
 impl Daemon {
     pub(super) fn start(
-        exe: &Path,
-        command: &str,
-        config: &Path,
+        program: &[String],
+        arguments: &[&str],
         log: &Path,
         control: &Path,
         host: Host,
     ) -> io::Result<Self> {
         let output = fs::File::create(log)?;
         // A group of its own: a Ctrl-C at the terminal is for the stage, which then ends it.
-        let child = Command::new(exe)
-            .args([command, "--die-with-parent", "--config"])
-            .arg(config)
+        let (first, rest) = program.split_first().ok_or(io::ErrorKind::InvalidInput)?;
+        let child = Command::new(first)
+            .args(rest)
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)

@@ -20,7 +20,7 @@ mod switch;
 pub use client::{Answered, Client, Fault, Plan, Report};
 pub use daemon::Daemon;
 pub use http::{Asked, HttpFault};
-pub use stage::{Host, Settings, Stage};
+pub use stage::{Host, Settings, Site, Stage};
 pub use switch::{Sighting, Switch};
 
 /// Nanoseconds since the host started, the same for all of its processes.

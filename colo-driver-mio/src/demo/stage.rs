@@ -106,9 +106,42 @@ pub struct Stage {
     switch: Switch,
     settings: Settings,
     id: Hex,
-    streams: [SocketAddr; 2],
-    beats: [[SocketAddr; PATHS]; 2],
+    sites: [Site; 2],
     started: u32,
+}
+
+/// Where a host is.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// What its daemons are started through, such as `ip netns exec NAME`; nothing for this
+    /// process's own network.
+    pub through: Vec<String>,
+    /// Where it listens for its peer's streams.
+    pub stream: SocketAddr,
+    /// Where it listens for heartbeats.
+    pub beats: [SocketAddr; PATHS],
+}
+
+impl Site {
+    /// Two hosts on loopback, on ports that are free now.
+    fn loopback() -> io::Result<[Self; 2]> {
+        // Held until all are chosen, so that no two are the same.
+        let tcp = [
+            TcpListener::bind("127.0.0.1:0")?,
+            TcpListener::bind("127.0.0.1:0")?,
+        ];
+        let udp = [(); 2 * PATHS].map(|()| UdpSocket::bind("127.0.0.1:0"));
+        let [a, b, c, d] = udp;
+        let beats = [[a?, b?], [c?, d?]];
+        let site = |stream: &TcpListener, beats: &[UdpSocket; PATHS]| -> io::Result<Self> {
+            Ok(Self {
+                through: Vec::new(),
+                stream: stream.local_addr()?,
+                beats: [beats[0].local_addr()?, beats[1].local_addr()?],
+            })
+        };
+        Ok([site(&tcp[0], &beats[0])?, site(&tcp[1], &beats[1])?])
+    }
 }
 
 impl Stage {
@@ -117,6 +150,14 @@ impl Stage {
     /// # Errors
     /// No room for files, or no port is free.
     pub fn new(exe: &Path, settings: Settings) -> io::Result<Self> {
+        Self::at(exe, settings, Site::loopback()?)
+    }
+
+    /// As [`new`](Self::new), with the two hosts where they are said to be.
+    ///
+    /// # Errors
+    /// No room for files.
+    pub fn at(exe: &Path, settings: Settings, sites: [Site; 2]) -> io::Result<Self> {
         static STAGES: AtomicU32 = AtomicU32::new(0);
         let number = STAGES.fetch_add(1, Ordering::Relaxed);
         let directory =
@@ -124,26 +165,13 @@ impl Stage {
         fs::create_dir(&directory)?;
         let id = u128::from(super::now()) << 64 | u128::from(std::process::id());
         fs::write(directory.join("pair.key"), key(id))?;
-        // Held until all are chosen, so that no two are the same.
-        let tcp = [
-            TcpListener::bind("127.0.0.1:0")?,
-            TcpListener::bind("127.0.0.1:0")?,
-        ];
-        let mut udp = Vec::new();
-        for _ in 0..2 * PATHS {
-            udp.push(UdpSocket::bind("127.0.0.1:0")?);
-        }
-        let beat = |at: usize| -> io::Result<SocketAddr> {
-            udp.get(at).ok_or(io::ErrorKind::NotFound)?.local_addr()
-        };
         Ok(Self {
             exe: exe.to_owned(),
             keep: false,
             switch: Switch::start(&directory.join("switch.sock"))?,
             settings,
             id: Hex(id.to_be_bytes()),
-            streams: [tcp[0].local_addr()?, tcp[1].local_addr()?],
-            beats: [[beat(0)?, beat(1)?], [beat(2)?, beat(3)?]],
+            sites,
             started: 0,
             directory,
         })
@@ -173,22 +201,24 @@ impl Stage {
         self.directory.join("switch.sock")
     }
 
+    const fn site(&self, host: Host) -> &Site {
+        let [a, b] = &self.sites;
+        match host {
+            Host::A => a,
+            Host::B => b,
+        }
+    }
+
     /// Where a host's daemon listens for its peer's streams.
     #[must_use]
     pub const fn stream_address(&self, host: Host) -> SocketAddr {
-        match host {
-            Host::A => self.streams[0],
-            Host::B => self.streams[1],
-        }
+        self.site(host).stream
     }
 
     /// Where a host's daemon listens for heartbeats.
     #[must_use]
     pub const fn beat_addresses(&self, host: Host) -> [SocketAddr; PATHS] {
-        match host {
-            Host::A => self.beats[0],
-            Host::B => self.beats[1],
-        }
+        self.site(host).beats
     }
 
     /// What the daemons have in common.
@@ -207,6 +237,14 @@ impl Stage {
     /// # Errors
     /// The program cannot be started.
     pub fn start(&mut self, host: Host, command: &str) -> io::Result<Daemon> {
+        self.start_with(host, command, &[])
+    }
+
+    /// As [`start`](Self::start), with more arguments at the end.
+    ///
+    /// # Errors
+    /// The program cannot be started.
+    pub fn start_with(&mut self, host: Host, command: &str, more: &[&str]) -> io::Result<Daemon> {
         self.started += 1;
         let place = self.directory.join(host.name());
         fs::create_dir_all(&place)?;
@@ -216,7 +254,13 @@ impl Stage {
         fs::write(&file, text)?;
         let log = place.join(format!("{command}-{}.log", self.started));
         let control = place.join("control.sock");
-        Daemon::start(&self.exe, command, &file, &log, &control, host)
+        let mut program = self.site(host).through.clone();
+        program.push(self.exe.display().to_string());
+        let mut arguments = vec![command, "--die-with-parent", "--config"];
+        let file = file.display().to_string();
+        arguments.push(&file);
+        arguments.extend_from_slice(more);
+        Daemon::start(&program, &arguments, &log, &control, host)
     }
 
     fn config(&self, host: Host, place: &Path) -> Config {

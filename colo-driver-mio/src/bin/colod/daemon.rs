@@ -68,8 +68,11 @@ pub(crate) fn run(args: &DaemonArgs, start: Start) -> Result<ExitCode, Failure> 
     let ending = Arc::clone(&later);
     built.console.set_muted(start == Start::Secondary);
     let guest = KvmGuest::new(&config, built, move |ended| {
-        guest_ended(&ended, ending.get())
+        guest_ended(&ended, ending.get());
     })?;
+    if start == Start::Secondary {
+        guest.populate()?;
+    }
     let identity = Identity {
         vm: VmId(pair.id.0),
         boot,

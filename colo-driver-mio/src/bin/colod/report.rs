@@ -100,7 +100,7 @@ fn tell_event(event: &Event) -> Told {
         }
         Event::Synchronising { round, pages, sent } => Told::new(
             "SYNCHRONISING",
-            Debug,
+            Info,
             json!({ "round": round, "pages": pages, "sent": sent }),
         ),
         Event::NotConverging { pages, most } => Told::new(

@@ -11,16 +11,20 @@ use colo_driver_kvm::{
     caps::Host,
     device::{
         I8042, Irq, ResetLine, Serial, Sink,
-        virtio::{Mmio, Net, NetConfig, Offloads},
+        virtio::{Block, Disk, Mmio, Net, NetConfig, Offloads, Rng},
     },
     vm::{Vm, VmConfig},
 };
-use colo_driver_mio::config::{Backend, Config, Console};
+use colo_driver_mio::config::{self, Backend, Config, Console};
+use colo_proto::id::Slot;
 
 use crate::Failure;
 
 /// COM1 of a PC.
 const COM1: (u16, u32) = (0x3f8, 4);
+
+/// Where the disk's pages are in a checkpoint, beside those of RAM.
+const DISK: Slot = Slot(16);
 
 /// The network card, shared between vCPU threads, the worker and the loop.
 pub(super) type Card = Arc<Mutex<Mmio<Net>>>;
@@ -34,6 +38,8 @@ pub(crate) struct Built {
     pub(crate) console: Sink,
     pub(super) reset: ResetLine,
     pub(super) image: Image,
+    /// Memory holds nothing that could run: the image must be booted first.
+    pub(super) fresh: bool,
 }
 
 /// What the guest boots from, if it has to be booted here.
@@ -73,7 +79,9 @@ impl Image {
 impl Built {
     /// Makes the machine what `colod save` wrote, instead of booting it.
     pub(crate) fn restore(&mut self, state: &Path) -> Result<(), Failure> {
-        Err(format!("{}: not yet", state.display()).into())
+        self.vm.restore(state)?;
+        self.fresh = false;
+        Ok(())
     }
 }
 
@@ -107,13 +115,32 @@ pub(crate) fn build(config: &Config) -> Result<Built, Failure> {
     let card = (config.net.backend != Backend::None)
         .then(|| card(&mut vm, config))
         .transpose()?;
+    if let Some(disk) = &config.disk {
+        attach_disk(&mut vm, disk)?;
+    }
+    let line = Irq::new()?;
+    let ram = vm.memory().ram().clone();
+    let entropy = Mmio::new("virtio-rng0", Rng::new(), ram, line.clone())?;
+    vm.attach_mmio(Arc::new(Mutex::new(entropy)), &line)?;
     Ok(Built {
         vm,
         card,
         console,
         reset,
         image,
+        fresh: true,
     })
+}
+
+fn attach_disk(vm: &mut Vm, disk: &config::Disk) -> Result<(), Failure> {
+    let image = Arc::new(Disk::open(&disk.path, disk.readonly)?);
+    let line = Irq::new()?;
+    let ram = vm.memory().ram().clone();
+    let block = Block::new(Arc::clone(&image), "disk0");
+    let device = Mmio::new("virtio-blk0", block, ram, line.clone())?;
+    vm.attach_mmio(Arc::new(Mutex::new(device)), &line)?;
+    vm.attach_store(DISK, image)?;
+    Ok(())
 }
 
 fn card(vm: &mut Vm, config: &Config) -> Result<Card, Failure> {

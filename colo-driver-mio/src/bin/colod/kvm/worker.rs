@@ -71,6 +71,7 @@ impl Worker {
             card,
             reset,
             image,
+            fresh,
             ..
         } = built;
         let dirty = PageSet::new(&vm.shape().slots);
@@ -83,7 +84,7 @@ impl Worker {
             incoming,
             dirty,
             tracking: false,
-            fresh: true,
+            fresh,
             outbox,
             end,
         };
@@ -229,11 +230,11 @@ impl Owner {
 
     fn save(&mut self, path: &std::path::Path) -> Result<(), Failure> {
         let was_running = self.vm.running();
-        let saved: Result<(), Failure> = Err(format!("{}: not yet", path.display()).into());
+        let saved = self.vm.save(path);
         if was_running {
             self.vm.resume()?;
         }
-        saved
+        Ok(saved?)
     }
 
     fn look(&mut self) {

@@ -32,8 +32,8 @@ const SEND_BUFFER: usize = 32 * 1024;
 /// A connection in TIME-WAIT is given up early when fewer sockets than this listen.
 const FEWEST_LISTENING: usize = 16;
 /// A peer that vanished is noticed, so that its socket can listen again.
-const PROBE_EVERY: Duration = Duration::from_secs(30);
-const GIVE_UP_AFTER: Duration = Duration::from_secs(120);
+const PROBE_EVERY: Duration = Duration::from_secs(30 * HASTE);
+const GIVE_UP_AFTER: Duration = Duration::from_secs(120 * HASTE);
 
 fn main(boot: &'static Boot) -> ! {
     let mut net = match Net::find(&boot.cmdline) {
@@ -104,9 +104,9 @@ fn main(boot: &'static Boot) -> ! {
         let now = instant(boot.clock);
         if !net.can_transmit() {
             // The card does not interrupt for what it has sent.
-            wake = wake.min(now.total_micros() as u64 + 1_000);
+            wake = wake.min(micros(now) + 1_000);
         } else if let Some(at) = interface.poll_at(now, &sockets) {
-            wake = wake.min(at.total_micros() as u64);
+            wake = wake.min(micros(at));
         }
         boot.clock.halt_until(Some(wake));
     }
@@ -115,8 +115,17 @@ fn main(boot: &'static Boot) -> ! {
 const DEFAULT_IP: Ipv4Address = Ipv4Address::new(10, 0, 2, 15);
 const DEFAULT_GATEWAY: Ipv4Address = Ipv4Address::new(10, 0, 2, 2);
 
+/// The stack never repeats before a second has passed; Linux's waits 200 ms. Its clock runs this
+/// much faster, so that a takeover is noticed as fast as with a guest in the field.
+const HASTE: u64 = 5;
+
 fn instant(clock: Clock) -> Instant {
-    Instant::from_micros(clock.micros() as i64)
+    Instant::from_micros((clock.micros() * HASTE) as i64)
+}
+
+/// The guest's own time of an instant of the stack.
+fn micros(at: Instant) -> u64 {
+    at.total_micros() as u64 / HASTE
 }
 
 fn serve(connections: &mut [Connection], sockets: &mut SocketSet<'_>, shared: &mut Shared) {
