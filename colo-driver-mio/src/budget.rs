@@ -8,7 +8,7 @@ use colo_proto::id::Channel;
 
 /// Bytes that are asked of the machine at a time for a RAM lane: large enough that the cost of a
 /// system call does not count.
-const BULK_CHUNK: usize = 256 * 1024;
+const BULK_CHUNK: usize = 512 * 1024;
 /// The same for the others, whose messages are small.
 const SMALL_CHUNK: usize = 64 * 1024;
 
@@ -23,7 +23,7 @@ impl Budget {
     pub(crate) const fn of(channel: Channel) -> Self {
         match channel {
             Channel::Ram(_) | Channel::Disk => Self {
-                bytes: 2 * BULK_CHUNK,
+                bytes: BULK_CHUNK,
                 calls: 32,
             },
             Channel::Control | Channel::Net => Self {

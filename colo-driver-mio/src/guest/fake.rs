@@ -96,7 +96,13 @@ struct Memory(Box<[AtomicU64]>);
 
 impl Memory {
     fn new(bytes: usize) -> Self {
-        Self((0..bytes / 8).map(|_| AtomicU64::new(0)).collect())
+        let words: Box<[AtomicU64]> = (0..bytes / 8).map(|_| AtomicU64::new(0)).collect();
+        // Touched now, so that no measurement pays for the kernel's first page of zeros.
+        words
+            .iter()
+            .step_by(WORDS)
+            .for_each(|word| word.store(0, Relaxed));
+        Self(words)
     }
 
     fn range(&self, bytes: Range<usize>, into: &mut Vectors) -> Result<(), MemoryError> {
