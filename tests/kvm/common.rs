@@ -67,6 +67,8 @@ pub(crate) fn settings() -> Settings {
     let mut settings = Settings::demo();
     settings.member.detection = Span::from_millis(300);
     settings.protection.longest = Span::from_millis(20);
+    // Besides serving it writes pages, and checks that each is what it last wrote there.
+    settings.vm.cmdline = "pages=64 period_us=5000 ws=2048".into();
     settings
 }
 
@@ -112,6 +114,21 @@ pub(crate) fn served(client: Client) -> Report {
     assert_eq!(report.fault, None);
     assert!(!report.waiting, "the last request was not answered");
     report
+}
+
+/// The guest found every page as it had left it, on whichever host it ran.
+pub(crate) fn memory_held(stage: &Stage) {
+    let mut checked = 0;
+    for host in [Host::A, Host::B] {
+        let log = stage.directory().join(host.name()).join("serial.log");
+        let said = std::fs::read_to_string(log).unwrap_or_default();
+        assert!(!said.contains("CORRUPT"), "{said}");
+        for line in said.lines().filter(|line| line.contains("errors=")) {
+            assert!(line.ends_with("errors=0"), "{line}");
+            checked += 1;
+        }
+    }
+    assert!(checked > 0, "the guest never said what it found");
 }
 
 /// Each process spoke for the guest's address in one stretch: nobody was heard after another had

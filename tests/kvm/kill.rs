@@ -74,6 +74,7 @@ fn of_the_primary_at_any_moment_and_again_after_each_takeover() {
     }
     drop((primary, secondary));
     one_voice_at_a_time(&mut stage);
+    memory_held(&stage);
     let report = client.report();
     assert_eq!(report.fault, None);
 }
@@ -111,6 +112,7 @@ fn of_the_secondary_at_any_moment_also_while_it_synchronises() {
     }
     served(client);
     one_voice_at_a_time(&mut stage);
+    memory_held(&stage);
 }
 
 #[test]

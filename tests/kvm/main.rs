@@ -10,6 +10,7 @@
 
 mod bad_input;
 mod common;
+mod demo;
 mod garbage;
 mod interrupt;
 mod kill;

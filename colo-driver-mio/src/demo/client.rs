@@ -23,7 +23,7 @@ use smoltcp::{
 
 use super::{
     http::{Answer, Asked, HttpFault},
-    now,
+    kernel, now,
 };
 use crate::{
     config::Mac,
@@ -128,28 +128,48 @@ pub struct Report {
 #[derive(Debug)]
 pub struct Client {
     shared: Arc<Shared>,
-    waker: Waker,
+    /// For a client with a stack of its own; the kernel's looks by itself.
+    waker: Option<Waker>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+pub(super) struct Shared {
     state: Mutex<State>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    report: Report,
+pub(super) struct State {
+    pub(super) report: Report,
     /// No new requests.
-    finish: bool,
+    pub(super) finish: bool,
     /// The thread has ended or must.
-    end: bool,
+    pub(super) end: bool,
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    /// A good answer came.
+    pub(super) fn answered(&self, answered: Answered) {
+        let mut state = self.lock();
+        state.report.answers.push(answered);
+        state.report.waiting = false;
+        self.changed.notify_all();
+    }
+
+    fn ended(&self, how: Result<(), Fault>) {
+        let mut state = self.lock();
+        if let Err(fault) = how {
+            state.report.fault.get_or_insert(fault);
+        }
+        state.end = true;
+        self.changed.notify_all();
     }
 }
 
@@ -173,16 +193,32 @@ impl Client {
             .name("client".into())
             .spawn(move || {
                 let ended = Worker::new(plan, socket, poll, &worker).run();
-                let mut state = worker.lock();
-                if let Err(fault) = ended {
-                    state.report.fault.get_or_insert(fault);
-                }
-                state.end = true;
-                worker.changed.notify_all();
+                worker.ended(ended);
             })?;
         Ok(Self {
             shared,
-            waker,
+            waker: Some(waker),
+            thread: Some(thread),
+        })
+    }
+
+    /// A client on the kernel's own TCP stack, in the network namespace whose file this is.
+    ///
+    /// # Errors
+    /// There is no such file, or no thread is left.
+    pub fn start_in(namespace: &Path, plan: Plan) -> io::Result<Self> {
+        let namespace = std::fs::File::open(namespace)?;
+        let shared = Arc::new(Shared::default());
+        let worker = Arc::clone(&shared);
+        let thread = thread::Builder::new()
+            .name("client".into())
+            .spawn(move || {
+                let ended = kernel::work(&namespace, &plan, &worker);
+                worker.ended(ended);
+            })?;
+        Ok(Self {
+            shared,
+            waker: None,
             thread: Some(thread),
         })
     }
@@ -232,7 +268,7 @@ impl Client {
     #[must_use]
     pub fn finish(mut self, patience: Duration) -> Report {
         self.shared.lock().finish = true;
-        let _ended = self.waker.wake();
+        self.wake();
         let (state, _) = self
             .shared
             .changed
@@ -246,9 +282,15 @@ impl Client {
         report
     }
 
+    fn wake(&self) {
+        if let Some(waker) = &self.waker {
+            let _ended = waker.wake();
+        }
+    }
+
     fn stop(&mut self) {
         self.shared.lock().end = true;
-        let _ended = self.waker.wake();
+        self.wake();
         if let Some(thread) = self.thread.take() {
             let _panicked = thread.join();
         }
@@ -394,16 +436,7 @@ impl<'a> Worker<'a> {
     }
 
     fn ask(&mut self) {
-        let asked = match self.random() % 8 {
-            _ if self.plan.counter_only => Asked::Counter,
-            0 => Asked::Bytes(self.random() as usize % 20_000),
-            1 => Asked::Echo(
-                (0..self.random() % 4_000)
-                    .map(|at| (at * 7) as u8)
-                    .collect(),
-            ),
-            _ => Asked::Counter,
-        };
+        let asked = Asked::any(self.plan.counter_only, &mut || self.random());
         let unsent = asked.encode(&self.plan.guest.to_string());
         self.shared.lock().report.waiting = true;
         self.pending = Some(Pending {
@@ -468,26 +501,27 @@ impl<'a> Worker<'a> {
                 count(&mut self.due, counter, number)?;
                 self.pending = None;
                 self.next_at = answered.whole + self.plan.pause.as_nanos() as u64;
-                let mut state = self.shared.lock();
-                state.report.answers.push(answered);
-                state.report.waiting = false;
-                self.shared.changed.notify_all();
+                self.shared.answered(answered);
             }
         }
         Ok(())
     }
 
     fn random(&mut self) -> u64 {
-        // Xorshift: variety, not secrecy.
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        self.random >> 8
+        xorshift(&mut self.random)
     }
 }
 
+/// Variety, not secrecy.
+pub(super) fn xorshift(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state >> 8
+}
+
 /// Every request counts one, and nobody else asks: the counter is known in advance.
-fn count(due: &mut Option<u64>, counter: Option<u64>, number: u64) -> Result<(), Fault> {
+pub(super) fn count(due: &mut Option<u64>, counter: Option<u64>, number: u64) -> Result<(), Fault> {
     if let (Some(expected), Some(got)) = (*due, counter)
         && got != expected
     {

@@ -57,6 +57,16 @@ pub(super) fn pattern(at: usize) -> u8 {
 }
 
 impl Asked {
+    /// Something to ask; the counter most often.
+    pub(super) fn any(counter_only: bool, random: &mut dyn FnMut() -> u64) -> Self {
+        match random() % 8 {
+            _ if counter_only => Self::Counter,
+            0 => Self::Bytes(random() as usize % 20_000),
+            1 => Self::Echo((0..random() % 4_000).map(|at| (at * 7) as u8).collect()),
+            _ => Self::Counter,
+        }
+    }
+
     /// The request as it goes over the wire.
     pub(super) fn encode(&self, host: &str) -> Vec<u8> {
         match self {

@@ -7,6 +7,7 @@
 //! | `client.rs` | [`Client`]: a TCP stack of its own that works with the guest's server and checks every byte |
 //! | `stage.rs` | [`Stage`]: two hosts on one machine, their configurations and the daemons on them |
 //! | `daemon.rs` | [`Daemon`]: one daemon as a process, with everything it reports |
+//! | `kernel.rs` | the same client on the kernel's TCP stack |
 //! | `http.rs` | requests, incremental answers, what a good answer is |
 
 mod client;
@@ -14,6 +15,7 @@ mod daemon;
 #[cfg(test)]
 mod fake_server;
 mod http;
+mod kernel;
 mod stage;
 mod switch;
 

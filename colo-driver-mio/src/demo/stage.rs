@@ -33,6 +33,8 @@ pub struct Settings {
     pub mac: Mac,
     /// Its Internet address, announced after a takeover.
     pub guest: Ipv4Addr,
+    /// Taps of the two hosts instead of the stage's switch.
+    pub taps: Option<[String; 2]>,
     /// Log level of the daemons.
     pub log: String,
 }
@@ -56,6 +58,7 @@ impl Settings {
             arbiter: ArbiterKind::File,
             mac: Net::default().mac,
             guest: Ipv4Addr::new(10, 0, 2, 15),
+            taps: None,
             log: "info".into(),
         }
     }
@@ -266,6 +269,10 @@ impl Stage {
     fn config(&self, host: Host, place: &Path) -> Config {
         let settings = &self.settings;
         let peer = host.other();
+        let tap = settings.taps.as_ref().map(|[a, b]| match host {
+            Host::A => a.clone(),
+            Host::B => b.clone(),
+        });
         let heartbeat = self
             .beat_addresses(host)
             .into_iter()
@@ -275,10 +282,14 @@ impl Stage {
         Config {
             vm: settings.vm.clone(),
             net: Net {
-                backend: Backend::Socket,
+                backend: if tap.is_some() {
+                    Backend::Tap
+                } else {
+                    Backend::Socket
+                },
                 mac: settings.mac,
-                tap: None,
-                path: Some(self.switch_path()),
+                path: tap.is_none().then(|| self.switch_path()),
+                tap,
                 announce: vec![settings.guest.into()],
             },
             disk: settings.disk.clone(),

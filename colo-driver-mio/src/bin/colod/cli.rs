@@ -106,6 +106,9 @@ pub(crate) struct DemoArgs {
     /// Guest memory in MiB.
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(16..=65_536))]
     pub(crate) memory: u32,
+    /// Real tap devices and the kernel's TCP stack, in a network namespace; needs root.
+    #[arg(long)]
+    pub(crate) tap: bool,
     /// One JSON object a line instead of the timeline.
     #[arg(long)]
     pub(crate) json: bool,

@@ -4,9 +4,11 @@
 //! |---|---|
 //! | `story.rs` | what is done, step by step |
 //! | `timeline.rs` | how it is told |
+//! | `wires.rs` | for `--tap`: a bridge and taps in a network namespace |
 
 mod story;
 mod timeline;
+mod wires;
 
 use std::process::ExitCode;
 

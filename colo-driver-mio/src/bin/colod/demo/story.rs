@@ -12,7 +12,10 @@ use colo_driver_mio::{
 };
 use serde_json::{Value, json};
 
-use super::timeline::{Timeline, millis, percentile};
+use super::{
+    timeline::{Timeline, millis, percentile},
+    wires::{TAPS, Wires},
+};
 use crate::{
     Failure,
     cli::{DemoArgs, Kill},
@@ -28,7 +31,15 @@ const CLIENT_MAC: Mac = Mac([0x02, 0xc0, 0x10, 0, 0, 2]);
 
 /// Tells the whole story; whether the client was served as if nothing had happened.
 pub(super) fn tell(args: &DemoArgs, interrupt: &Interrupt) -> Result<bool, Failure> {
-    let mut stage = Stage::new(&std::env::current_exe()?, settings(args)?)?;
+    let wires = args.tap.then(Wires::lay).transpose()?;
+    let (exe, mut settings) = (std::env::current_exe()?, settings(args)?);
+    let mut stage = match &wires {
+        None => Stage::new(&exe, settings)?,
+        Some(wires) => {
+            settings.taps = Some(TAPS.map(str::to_owned));
+            Stage::at(&exe, settings, wires.sites())?
+        }
+    };
     if args.keep {
         let directory = stage.keep().display().to_string();
         eprintln!("configurations and logs: {directory}");
@@ -44,7 +55,11 @@ pub(super) fn tell(args: &DemoArgs, interrupt: &Interrupt) -> Result<bool, Failu
     let mut pair = Pair { primary, secondary };
     story.protected(&mut pair, 0)?;
     if args.kernel.is_none() {
-        story.client = Some(Client::start(&stage.switch_path(), story.plan(&mut stage))?);
+        let plan = story.plan(&mut stage);
+        story.client = Some(match &wires {
+            None => Client::start(&stage.switch_path(), plan)?,
+            Some(wires) => Client::start_in(&wires.namespace(), plan)?,
+        });
     }
     story.work(&mut pair)?;
     pair = match args.kill {
@@ -309,6 +324,10 @@ impl Story<'_> {
         survivor: &mut Daemon,
         killed: u64,
     ) -> Result<(), Failure> {
+        if stage.settings_now().taps.is_some() {
+            // Nobody listens on the bridge but the client.
+            return self.first_answer(survivor, killed, killed);
+        }
         let mac = stage.settings().mac;
         let pid = survivor.pid();
         let start = Instant::now();
@@ -331,10 +350,14 @@ impl Story<'_> {
         );
         let data = json!({ "after_kill_ms": millis(first - killed) });
         self.line.tell(first, name, "first_byte", &text, data);
+        self.first_answer(survivor, killed, first)
+    }
+
+    fn first_answer(&self, survivor: &mut Daemon, killed: u64, since: u64) -> Result<(), Failure> {
         let Some(client) = &self.client else {
             return Ok(());
         };
-        let answer = self.answer(client, survivor, first)?;
+        let answer = self.answer(client, survivor, since)?;
         let text = format!(
             "first answer {} after the kill, over the same connection",
             after(killed, answer.first_byte)
