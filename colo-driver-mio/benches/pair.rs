@@ -18,7 +18,7 @@ use std::{
 };
 
 use colo_driver_mio::{
-    config::{Mac, Span},
+    config::{Mac, ModeName, Span},
     demo::{Client, Daemon, Host, Plan, Settings, Stage, now},
 };
 use serde_json::Value;
@@ -43,6 +43,7 @@ fn main() {
     idle(time);
     dirty(time);
     hundred_a_second(time);
+    lockstep(time);
     takeover(60, if quick { 3 } else { 20 });
     takeover(300, if quick { 2 } else { 10 });
 }
@@ -203,6 +204,17 @@ fn hundred_a_second(time: Duration) {
     );
     let pauses = pauses(&primary, begin);
     row("10 ms epochs: pause, median", us(at(&pauses, 50)), "");
+}
+
+fn lockstep(time: Duration) {
+    let mut settings = settings();
+    settings.protection.mode = ModeName::Lockstep;
+    settings.protection.longest = Span::from_millis(1000);
+    let mut stage = Stage::new(Path::new(COLOD), settings).unwrap();
+    let (primary, _secondary) = protect(&mut stage);
+    let latencies = latencies(&mut stage, &primary, time);
+    row("lockstep: latency, median", ms(at(&latencies, 50)), "");
+    row("lockstep: latency, 99 of 100", ms(at(&latencies, 99)), "");
 }
 
 fn takeover(detection: u64, kills: usize) {

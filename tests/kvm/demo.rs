@@ -68,7 +68,7 @@ fn tells_of_a_dead_secondary_and_of_nothing_at_all() {
     let _alone = alone();
     let story = demo(&["--kill", "secondary"]);
     assert!(names(&story).contains(&"unprotected"));
-    let story = demo(&["--kill", "none"]);
+    let story = demo(&["--kill", "none", "--mode", "lockstep"]);
     assert!(!names(&story).contains(&"killed"));
 }
 

@@ -2,7 +2,10 @@
 
 use std::{env, thread, time::Duration};
 
-use colo_driver_mio::demo::{Client, Daemon, Host, Stage, now};
+use colo_driver_mio::{
+    config::{ModeName, Span},
+    demo::{Client, Daemon, Host, Settings, Stage, now},
+};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use crate::common::*;
@@ -57,7 +60,24 @@ fn of_the_primary_at_any_moment_and_again_after_each_takeover() {
         return;
     }
     let _alone = alone();
-    let (mut stage, mut random) = (stage(), seed());
+    kill_primaries(settings());
+}
+
+#[test]
+fn of_the_primary_in_lockstep_where_the_secondary_goes_on_from_its_own_run() {
+    if !kvm() {
+        return;
+    }
+    let _alone = alone();
+    let mut settings = settings();
+    settings.protection.mode = ModeName::Lockstep;
+    settings.protection.longest = Span::from_millis(500);
+    kill_primaries(settings);
+}
+
+fn kill_primaries(settings: Settings) {
+    let mut stage = Stage::new(colod(), settings).unwrap();
+    let mut random = seed();
     let (mut primary, mut secondary) = pair(&mut stage);
     let client = client(&mut stage);
     assert!(

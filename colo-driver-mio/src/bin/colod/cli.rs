@@ -94,6 +94,9 @@ pub(crate) struct DemoArgs {
     /// Longest time between checkpoints, in milliseconds.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=20_000))]
     pub(crate) interval: u32,
+    /// Whether the secondary waits at the last checkpoint, or runs along and is compared.
+    #[arg(long, value_enum, default_value_t = DemoMode::Standby)]
+    pub(crate) mode: DemoMode,
     /// A guest of your own instead of the built-in server; the client is left out.
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,
@@ -115,6 +118,15 @@ pub(crate) struct DemoArgs {
     /// Keep the directory with configurations and logs.
     #[arg(long)]
     pub(crate) keep: bool,
+}
+
+/// How the demo's pair runs between checkpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DemoMode {
+    /// The secondary is paused at the last checkpoint.
+    Standby,
+    /// Both run, and what both said leaves at once.
+    Lockstep,
 }
 
 /// Which daemon the demo kills.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use colo_driver_mio::{
-    config::{Mac, Size, Span},
+    config::{Mac, ModeName, Size, Span},
     demo::{Answered, Client, Daemon, Host, Plan, Report, Settings, Stage, now},
 };
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     Failure,
-    cli::{DemoArgs, Kill},
+    cli::{DemoArgs, DemoMode, Kill},
     signals::Interrupt,
 };
 
@@ -84,6 +84,10 @@ fn settings(args: &DemoArgs) -> Result<Settings, Failure> {
         }
     }
     settings.vm.memory = Size::mib(args.memory.into());
+    settings.protection.mode = match args.mode {
+        DemoMode::Standby => ModeName::Standby,
+        DemoMode::Lockstep => ModeName::Lockstep,
+    };
     settings.member.detection = Span::from_millis(args.detection.into());
     let longest = Span::from_millis(args.interval.into());
     settings.protection.longest = longest;
