@@ -6,7 +6,7 @@ use std::{
     process::{Command, Output},
 };
 
-use colo_driver_mio::demo::Host;
+use colo_driver_mio::{config::Size, demo::Host};
 
 use crate::common::*;
 
@@ -103,4 +103,56 @@ fn a_port_in_use_is_named() {
         last.contains(&at.to_string()) && last.contains("in use"),
         "{log}"
     );
+}
+
+#[test]
+fn a_peer_of_another_shape_is_refused_with_what_differs() {
+    if !kvm() {
+        return;
+    }
+    let _alone = alone();
+    let mut stage = stage();
+    let primary = stage.start(Host::A, "primary").unwrap();
+    stage.settings().vm.memory = Size::mib(64);
+    stage.settings().vm.vcpus = 2;
+    let secondary = stage.start(Host::B, "secondary").unwrap();
+    let refused = expect(&secondary, "PEER_REFUSED", 0);
+    let reasons = refused["data"]["reasons"].to_string();
+    assert!(
+        reasons.contains("vcpus") && reasons.contains("slot"),
+        "{reasons}"
+    );
+    assert_eq!(primary.status().unwrap()["protected"], false);
+}
+
+#[test]
+fn a_stranger_without_the_key_is_refused() {
+    if !kvm() {
+        return;
+    }
+    let _alone = alone();
+    let mut stage = stage();
+    let primary = stage.start(Host::A, "primary").unwrap();
+    // It has read its key by then.
+    expect(&primary, "MEMBER", 0);
+    std::fs::write(stage.directory().join("pair.key"), [7; 32]).unwrap();
+    let _stranger = stage.start(Host::B, "secondary").unwrap();
+    let refused = expect(&primary, "CALLER_REFUSED", 0);
+    assert!(refused["data"]["why"].is_string(), "{refused}");
+    assert_eq!(primary.status().unwrap()["protected"], false);
+}
+
+#[test]
+fn a_full_disk_for_logs_loses_lines_and_nothing_else() {
+    if !kvm() {
+        return;
+    }
+    let _alone = alone();
+    let mut stage = stage();
+    stage.settings().log_file = Some("/dev/full".into());
+    let (primary, _secondary) = pair(&mut stage);
+    let client = client(&mut stage);
+    assert!(client.answer_after(0, PATIENCE).is_some());
+    assert_eq!(primary.status().unwrap()["protected"], true);
+    served(client);
 }

@@ -37,6 +37,8 @@ pub struct Settings {
     pub taps: Option<[String; 2]>,
     /// Log level of the daemons.
     pub log: String,
+    /// Where it goes instead of the file that [`Daemon::log`] reads.
+    pub log_file: Option<PathBuf>,
 }
 
 impl Settings {
@@ -60,6 +62,7 @@ impl Settings {
             guest: Ipv4Addr::new(10, 0, 2, 15),
             taps: None,
             log: "info".into(),
+            log_file: None,
         }
     }
 }
@@ -320,7 +323,7 @@ impl Stage {
             log: Log {
                 level: settings.log.clone(),
                 format: LogFormat::Text,
-                file: None,
+                file: settings.log_file.clone(),
             },
         }
     }
