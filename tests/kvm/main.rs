@@ -16,6 +16,7 @@ mod interrupt;
 mod kill;
 mod link;
 mod operator;
+mod restart;
 mod second_secondary;
 mod unprotected;
 mod zombie;
