@@ -64,8 +64,13 @@ impl Pace {
     }
 
     /// A transaction begins now; says why.
+    ///
+    /// A timer that fires a little late does not push all later ones: the longest interval is
+    /// counted from when it was due.
     pub(crate) fn begin(&mut self, now: Instant) -> Cause {
-        self.started = now;
+        let due = self.due();
+        let on_time = self.wanted.is_none() && now >= due && now.since(due) < self.longest / 2;
+        self.started = if on_time { due } else { now };
         self.wanted.unwrap_or(Cause::Longest)
     }
 
@@ -124,6 +129,15 @@ mod tests {
         pace.begin(at(25));
         pace.captured();
         assert_eq!(pace.due(), at(125));
+    }
+
+    #[test]
+    fn a_late_timer_does_not_push_the_next_one() {
+        let mut pace = Pace::new(LONG, SHORT, None, at(0));
+        pace.begin(at(103));
+        assert_eq!(pace.due(), at(200));
+        pace.begin(at(290));
+        assert_eq!(pace.due(), at(390), "too late to catch up");
     }
 
     #[test]
