@@ -18,8 +18,8 @@ use smoltcp::{
 };
 
 use super::{
-    client::{Cable, clock},
     http::pattern,
+    stack::{Cable, clock},
 };
 use crate::frame_socket::FrameSocket;
 

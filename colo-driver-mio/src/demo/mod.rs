@@ -7,6 +7,7 @@
 //! | `client.rs` | [`Client`]: a TCP stack of its own that works with the guest's server and checks every byte |
 //! | `stage.rs` | [`Stage`]: two hosts on one machine, their configurations and the daemons on them |
 //! | `daemon.rs` | [`Daemon`]: one daemon as a process, with everything it reports |
+//! | `stack.rs` | the client on a TCP stack of its own |
 //! | `kernel.rs` | the same client on the kernel's TCP stack |
 //! | `http.rs` | requests, incremental answers, what a good answer is |
 
@@ -16,6 +17,7 @@ mod daemon;
 mod fake_server;
 mod http;
 mod kernel;
+mod stack;
 mod stage;
 mod switch;
 

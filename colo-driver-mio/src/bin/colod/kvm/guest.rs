@@ -22,12 +22,12 @@ use colo_proto::{
     id::Epoch,
     machine::{Body, GuestDone, GuestOp, Notify, Sink as Place},
     member::Permit,
-    net::announce,
     ram::PageSet,
 };
 use mio::{Interest, Registry, unix::SourceFd};
 
 use super::{
+    announcer::Announcer,
     backend::{self, Backend},
     build::{Built, Card},
     worker::{Ended, Kept, Order, Orders, Worker, lock},
@@ -54,7 +54,8 @@ pub(crate) struct KvmGuest {
     card: Option<Card>,
     console: colo_driver_kvm::device::Sink,
     backend: Backend,
-    announcements: Vec<Vec<u8>>,
+    announcer: Announcer,
+    wake: Option<Wake>,
     buffer: Vec<u8>,
     iovecs: Vec<libc::iovec>,
     card_fd: Option<RawFd>,
@@ -93,7 +94,8 @@ impl KvmGuest {
             card: built.card.clone(),
             console: built.console.clone(),
             backend: Backend::open(&config.net)?,
-            announcements: announcements(config),
+            announcer: Announcer::new(config),
+            wake: None,
             buffer: backend::buffer(),
             iovecs: Vec::new(),
             card_fd,
@@ -170,6 +172,12 @@ impl KvmGuest {
         }
     }
 
+    fn say_where(&mut self) {
+        for frame in self.announcer.poll() {
+            self.backend.send(frame);
+        }
+    }
+
     fn vouch(&mut self, into: &mut Vectors) {
         for piece in self.iovecs.drain(..) {
             // SAFETY: guest RAM and staging areas are mapped for as long as this guest lives, which
@@ -194,6 +202,7 @@ impl Guest for KvmGuest {
         if let Some((built, inbox)) = self.built.take() {
             let (outgoing, incoming) = (Arc::clone(&self.outgoing), Arc::clone(&self.incoming));
             let orders = (self.orders.clone(), inbox);
+            self.wake = Some(wake.clone());
             self.worker = Some(Worker::start(built, outgoing, incoming, orders, wake)?);
         }
         Ok(())
@@ -213,12 +222,16 @@ impl Guest for KvmGuest {
     }
 
     fn start(&mut self, op: GuestOp) {
+        if matches!(op, GuestOp::Pause | GuestOp::Capture { .. }) {
+            self.announcer.end();
+        }
         if let Some(worker) = &self.worker {
             worker.order(Order::Do(op));
         }
     }
 
     fn poll(&mut self) -> Option<Happened> {
+        self.say_where();
         // The worker first: a frame after a capture must not be seen before the capture is.
         if let Some(happened) = self.next_report() {
             return Some(happened);
@@ -256,9 +269,8 @@ impl Guest for KvmGuest {
     }
 
     fn announce(&mut self) {
-        for frame in &self.announcements {
-            self.backend.send(frame);
-        }
+        self.announcer.begin(self.wake.as_ref());
+        self.say_where();
     }
 
     fn notify(&mut self, notify: Notify) {
@@ -349,19 +361,4 @@ impl Guest for KvmGuest {
 
 fn refused(what: String, why: &'static str) -> MemoryError {
     MemoryError { what, why }
-}
-
-/// What is said after a takeover: where the hardware address lives, and each of its addresses.
-fn announcements(config: &Config) -> Vec<Vec<u8>> {
-    let mac = config.net.mac.0;
-    let mut frames = vec![announce::reverse_arp(mac).to_vec()];
-    for address in &config.net.announce {
-        frames.push(match address {
-            std::net::IpAddr::V4(v4) => announce::gratuitous_arp(mac, v4.octets()).to_vec(),
-            std::net::IpAddr::V6(v6) => {
-                announce::unsolicited_advertisement(mac, v6.octets(), false).to_vec()
-            }
-        });
-    }
-    frames
 }

@@ -9,8 +9,10 @@
 //! | `build.rs` | from a configuration to a machine with its devices |
 //! | `worker.rs` | the thread that owns the machine |
 //! | `guest.rs` | [`KvmGuest`]: what the loop calls |
+//! | `announcer.rs` | says where the VM lives after a takeover |
 //! | `backend.rs` | where the card's frames go |
 
+mod announcer;
 mod backend;
 mod build;
 mod guest;
