@@ -15,7 +15,7 @@ usage: ./ci.sh JOB
   world   simulated schedules of a pair, optimised     COLO_SCHEDULES=20000
   model   model checking, optimised                    COLO_MODEL_STATES=200000
   fuzz    every fuzz target for a while                COLO_FUZZ_SECONDS=30
-  demo    one VM survives its host, in both ways
+  demo    one VM survives its hosts, in both modes
   bench   the numbers we promise, beside their alternatives
   all     what CI runs, in its order
 
@@ -58,6 +58,7 @@ demo() {
     fi
     cargo build --release -p colo-driver-mio --bin colod
     ./target/release/colod demo --seconds 3
+    ./target/release/colod demo --seconds 3 --mode lockstep
     ./target/release/colod demo --seconds 3 --kill secondary
 }
 bench() {
