@@ -20,6 +20,19 @@ fn dirty_writes_and_verifies() {
     assert!(line.ends_with("errors=0"), "{line}");
 }
 
+/// Without its multiboot header the same image is entered through its PVH note.
+#[test]
+fn dirty_boots_through_pvh_too() {
+    let Some(mut vm) = machine() else { return };
+    let mut image = colo_guests::DIRTY.to_vec();
+    let magic = 0x1BAD_B002_u32.to_le_bytes();
+    let at = image[..8192].windows(4).position(|w| w == magic).unwrap();
+    image[at..at + 4].fill(0);
+    let console = start(&mut vm, &image, "pages=64 ws=1024");
+    let line = line_with(&console, "dirty: t=2 ");
+    assert!(line.ends_with("errors=0"), "{line}");
+}
+
 #[test]
 fn disk_writes_and_verifies() {
     let Some(mut vm) = machine() else { return };
