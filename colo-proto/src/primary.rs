@@ -20,7 +20,7 @@ use crate::{
         Body, Captured, Deadline, Demand, GuestDone, GuestOp, GuestOpKind, Input, Machine, Notify,
         Output, ReplicationOp, TimerKind, Transmit,
     },
-    member::{BootId, Command as MemberCommand, Local, MemberEvent, MemberOutput, MemberState},
+    member::{BootId, Command as MemberCommand, Health, Local, MemberEvent, MemberOutput},
     net::{Comparator, Held, InputLog, Logged, passes},
     ram::{CacheMode, PageSet},
     secondary::Secondary,
@@ -221,9 +221,7 @@ impl Primary {
             self.lose_peer(why, Some("no progress"));
             return true;
         }
-        if matches!(self.protection, Protection::Arming)
-            && self.base.member.state() == MemberState::PrimaryDual
-        {
+        if matches!(self.protection, Protection::Arming) && self.base.member.is_paired() {
             self.armed();
             return true;
         }
@@ -861,6 +859,12 @@ impl Primary {
             let answer = Answer::Refused(Refusal::ReplicationFailed);
             self.base.answer_waiting(Until::Replication, answer);
         }
+        if op == GuestOpKind::Resume {
+            // The guest cannot run here. Trying again by itself would not end: that takes an
+            // operator's `cont`. A secondary that could run it is kept, and offered the VM.
+            self.base.stopped = true;
+            return self.base.local(Local::Health(Health::Fatal));
+        }
         self.lose_peer(PeerLost::Local(op), Some("the primary's guest side failed"));
     }
 
@@ -1103,7 +1107,10 @@ impl Primary {
 
     /// Whether the phase ends only if the peer or the guest side does something.
     fn awaits_peer(&self) -> bool {
+        // Output is held while ownership is arranged; an arbiter that never answers must not hold
+        // it for ever.
         !matches!(self.source, Source::Alone | Source::Running)
+            || self.protection == Protection::Arming
     }
 
     /// Watches for commands that the member refused.

@@ -203,6 +203,16 @@ impl Secondary {
             }
             return true;
         }
+        if self.base.failover.mode == ColoMode::None
+            && self.base.member.state() == MemberState::Secondary
+            && matches!(self.target, Target::Shadowing)
+        {
+            // The state is whole here and the owner has said that this host may take over.
+            self.base.failover.enter(ColoMode::Secondary);
+            let (mode, epoch) = (self.base.mode, self.base.epoch);
+            self.base.event(Event::Protected { mode, epoch });
+            return true;
+        }
         if self.settling && !self.target.loading() {
             self.settling = false;
             self.base.local(Local::Settled);
@@ -743,9 +753,6 @@ impl Secondary {
             if let Some(from) = self.base.peer {
                 self.base.local(Local::Synced { from, epoch });
             }
-            self.base.failover.enter(ColoMode::Secondary);
-            let (mode, epoch) = (self.base.mode, whole.epoch);
-            self.base.event(Event::Protected { mode, epoch });
             self.base.send_control(Kind::CheckpointReady, whole.epoch.0);
         } else {
             self.base.send_control(Kind::VmstateLoaded, whole.epoch.0);

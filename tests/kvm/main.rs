@@ -11,6 +11,7 @@
 mod bad_input;
 mod common;
 mod demo;
+mod disk;
 mod garbage;
 mod interrupt;
 mod kill;

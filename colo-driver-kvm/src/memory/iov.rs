@@ -109,15 +109,15 @@ impl<'a> Span<'a> {
 }
 
 impl Memory {
-    /// Appends the guest RAM behind `runs` to `out`, one vector a run, for a live send or for a
-    /// receive straight into RAM.
+    /// Appends the guest RAM or the mapped disk image behind `runs` to `out`, one vector a run, for
+    /// a live send or for a receive straight into place.
     ///
     /// The vectors hold good as long as this `Memory` or a clone lives. Bytes received through them
     /// are not marked dirty. Give the kernel at most 1,024 vectors a call (`IOV_MAX`).
     ///
     /// # Errors
     ///
-    /// A run outside its slot, or a disk's; `out` is as it was.
+    /// A run outside its slot, or of a disk that is not mapped; `out` is as it was.
     pub fn iovecs(&self, runs: &PageRuns, out: &mut Vec<libc::iovec>) -> Result<(), MemoryError> {
         let before = out.len();
         for run in runs {

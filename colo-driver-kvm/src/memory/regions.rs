@@ -39,6 +39,11 @@ pub trait PageStore: Send + Sync {
     ///
     /// What the file says.
     fn write_pages(&self, first: u64, from: &[u8]) -> io::Result<()>;
+    /// The whole image as memory shared with its file, where it can be pointed at: the first
+    /// synchronisation then sends and receives it without a copy of our own.
+    fn map(&self) -> Option<&MmapRegion<OwnLog>> {
+        None
+    }
 }
 
 impl PageStore for Disk {
@@ -56,6 +61,10 @@ impl PageStore for Disk {
 
     fn write_pages(&self, first: u64, from: &[u8]) -> io::Result<()> {
         Self::write_pages(self, first, from)
+    }
+
+    fn map(&self) -> Option<&MmapRegion<OwnLog>> {
+        Self::map(self)
     }
 }
 
@@ -91,8 +100,10 @@ pub enum MemoryError {
         /// The slot.
         slot: Slot,
     },
-    /// A disk's pages cannot be pointed at.
-    #[error("slot {slot} is a disk: its pages must go through the staging area")]
+    /// A disk's pages cannot be pointed at: it is read-only, or its image ends within a page.
+    #[error(
+        "slot {slot} is a disk that cannot be mapped: give it write access and a size that is a multiple of 4096"
+    )]
     NotMemory {
         /// The slot.
         slot: Slot,
@@ -219,10 +230,13 @@ impl fmt::Debug for Memory {
 }
 
 impl SlotEntry {
-    /// The memory behind a run of RAM pages.
+    /// The memory behind a run of pages.
     pub(crate) fn span(&self, first: u64, pages: u32) -> Result<Span<'_>, MemoryError> {
-        let Backing::Ram { map, .. } = &self.backing else {
-            return Err(MemoryError::NotMemory { slot: self.slot });
+        let map = match &self.backing {
+            Backing::Ram { map, .. } => map,
+            Backing::Store(store) => store
+                .map()
+                .ok_or(MemoryError::NotMemory { slot: self.slot })?,
         };
         let offset = usize::try_from(first)
             .ok()

@@ -46,10 +46,6 @@ impl Config {
             .and_then(|()| self.protection.check())
             .and_then(|()| self.member.check())
             .and_then(|()| match (&self.pair, purpose) {
-                (Some(_), Purpose::Pair) if self.disk.is_some() => wrong(
-                    "disk",
-                    "is not protected yet: a pair must not have one; `colod run` can",
-                ),
                 (Some(pair), _) => pair.check().and_then(|()| self.arbiter()),
                 (None, Purpose::Pair) => wrong(
                     "pair",

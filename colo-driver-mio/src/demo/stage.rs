@@ -25,7 +25,7 @@ pub struct Settings {
     pub protection: Protection,
     /// How fast a dead peer is noticed.
     pub member: Member,
-    /// The guest's disk.
+    /// The guest's disk. Each host of the stage works on a copy of its own.
     pub disk: Option<Disk>,
     /// Who decides: a file in the stage's directory, or nobody.
     pub arbiter: ArbiterKind,
@@ -254,7 +254,14 @@ impl Stage {
         self.started += 1;
         let place = self.directory.join(host.name());
         fs::create_dir_all(&place)?;
-        let config = self.config(host, &place);
+        let mut config = self.config(host, &place);
+        if let Some(disk) = &mut config.disk {
+            let own = place.join("disk.img");
+            if !own.exists() {
+                fs::copy(&disk.path, &own)?;
+            }
+            disk.path = own;
+        }
         let text = toml::to_string(&config).map_err(io::Error::other)?;
         let file = place.join("vm.toml");
         fs::write(&file, text)?;

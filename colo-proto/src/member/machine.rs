@@ -322,10 +322,17 @@ impl Member {
         permit.allows(now).then_some(permit)
     }
 
-    /// Whether this node owns the VM and nobody else can, until it shares ownership itself.
+    /// Whether this node owns the VM and nobody else can, until it shares ownership itself. Not
+    /// before the record says so durably: until then only an old lease is there.
     #[must_use]
     pub const fn is_alone(&self) -> bool {
-        matches!(self.state(), MemberState::PrimarySolo)
+        matches!(&self.phase, Phase::Solo(solo) if solo.opening.is_none())
+    }
+
+    /// Whether the partner has accepted the dual-start, so that it would take over.
+    #[must_use]
+    pub const fn is_paired(&self) -> bool {
+        matches!(&self.phase, Phase::Dual(pair) if pair.starting.is_none())
     }
 
     /// The state, by the numbers of the specification.

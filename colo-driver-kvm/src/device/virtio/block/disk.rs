@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::FallocateFlags;
 use vm_memory::bitmap::{Bitmap, NewBitmap};
+use vm_memory::{FileOffset, MmapRegion};
 
 use crate::dirty::OwnLog;
 use crate::memory::PAGE_SIZE;
@@ -50,6 +51,7 @@ pub struct Disk {
     read_only: bool,
     dirty: OwnLog,
     failed: AtomicBool,
+    map: Option<MmapRegion<OwnLog>>,
 }
 
 impl Disk {
@@ -75,7 +77,17 @@ impl Disk {
                 len,
             });
         }
+        let whole = usize::try_from(len).ok().filter(|len| len % PAGE_SIZE == 0);
+        let map = match whole {
+            Some(len) if !read_only => {
+                let shared = FileOffset::new(file.try_clone().map_err(open)?, 0);
+                // A device that cannot be mapped can still be a disk; only a pair needs the map.
+                MmapRegion::from_file(shared, len).ok()
+            }
+            _ => None,
+        };
         Ok(Self {
+            map,
             file,
             len,
             read_only,
@@ -95,6 +107,15 @@ impl Disk {
     #[must_use]
     pub fn pages(&self) -> u64 {
         self.len.div_ceil(PAGE_SIZE as u64)
+    }
+
+    /// The image as memory shared with its file; none if it is read-only or ends within a page.
+    ///
+    /// Touch it only through system calls that are given its addresses: where the file has no room
+    /// they fail, while a load or store of our own would be a signal.
+    #[must_use]
+    pub fn map(&self) -> Option<&MmapRegion<OwnLog>> {
+        self.map.as_ref()
     }
 
     /// Whether the guest may only read.

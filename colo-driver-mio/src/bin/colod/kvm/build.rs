@@ -24,7 +24,7 @@ use crate::Failure;
 const COM1: (u16, u32) = (0x3f8, 4);
 
 /// Where the disk's pages are in a checkpoint, beside those of RAM.
-const DISK: Slot = Slot(16);
+pub(super) const DISK: Slot = Slot(16);
 
 /// The network card, shared between vCPU threads, the worker and the loop.
 pub(super) type Card = Arc<Mutex<Mmio<Net>>>;
@@ -139,7 +139,10 @@ fn attach_disk(vm: &mut Vm, disk: &config::Disk) -> Result<(), Failure> {
     let block = Block::new(Arc::clone(&image), "disk0");
     let device = Mmio::new("virtio-blk0", block, ram, line.clone())?;
     vm.attach_mmio(Arc::new(Mutex::new(device)), &line)?;
-    vm.attach_store(DISK, image)?;
+    // What nobody writes needs no copying: it is the same on both hosts, or should be.
+    if !disk.readonly {
+        vm.attach_store(DISK, image)?;
+    }
     Ok(())
 }
 

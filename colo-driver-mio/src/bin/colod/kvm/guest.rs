@@ -29,7 +29,7 @@ use mio::{Interest, Registry, unix::SourceFd};
 use super::{
     announcer::Announcer,
     backend::{self, Backend},
-    build::{Built, Card},
+    build::{Built, Card, DISK},
     worker::{Ended, Kept, Order, Orders, Worker, lock},
 };
 use crate::Failure;
@@ -114,7 +114,9 @@ impl KvmGuest {
     /// Makes all of guest RAM resident, in the background: a secondary will receive every page, and
     /// a page that is there already is received at twice the speed.
     pub(crate) fn populate(&self) -> Result<(), Failure> {
-        let mut all = PageSet::new(&self.memory.shape());
+        let mut slots = self.memory.shape();
+        slots.retain(|(slot, _)| *slot < DISK);
+        let mut all = PageSet::new(&slots);
         all.fill();
         let (memory, runs) = (self.memory.clone(), all.take_runs(u32::MAX, usize::MAX));
         thread::Builder::new()

@@ -150,8 +150,9 @@ impl Owner {
                 Ok(GuestDone::Paused)
             }
             GuestOp::Resume => {
-                if std::mem::take(&mut self.fresh) {
+                if self.fresh {
                     self.image.boot(&mut self.vm)?;
+                    self.fresh = false;
                 }
                 self.vm.resume()?;
                 Ok(GuestDone::Resumed)
