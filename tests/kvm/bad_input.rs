@@ -6,7 +6,10 @@ use std::{
     process::{Command, Output},
 };
 
-use colo_driver_mio::{config::Size, demo::Host};
+use colo_driver_mio::{
+    config::Size,
+    demo::{Host, Stage},
+};
 
 use crate::common::*;
 
@@ -84,6 +87,14 @@ fn a_kernel_of_no_kind_is_refused() {
     let (code, said) = colod_says(&["run", "--config", file.to_str().unwrap()]);
     assert_eq!(code, Some(1));
     assert!(said.contains("kernel image is of no kind"), "{said}");
+    // A protected VM boots only once its host owns it; the kernel is looked at before that.
+    let mut settings = settings();
+    settings.vm.kernel = kernel;
+    let mut stage = Stage::new(colod(), settings).unwrap();
+    let mut daemon = stage.start(Host::A, "primary").unwrap();
+    assert_eq!(daemon.wait_end(PATIENCE).unwrap().code(), Some(1));
+    let log = daemon.log();
+    assert!(log.contains("kernel image is of no kind"), "{log}");
 }
 
 #[test]

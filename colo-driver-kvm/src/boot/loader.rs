@@ -38,6 +38,18 @@ impl Loaded {
     }
 }
 
+/// What can be said of an image without loading it.
+pub(super) fn identify(image: &[u8]) -> Result<(), BootError> {
+    let elf = image.starts_with(b"\x7fELF");
+    let bzimage = image.get(0x202..0x206) == Some(b"HdrS");
+    if Multiboot::find(image)?.is_some() || elf || bzimage {
+        return Ok(());
+    }
+    Err(BootError::UnknownKind {
+        magic: image.get(..8).unwrap_or(image).into(),
+    })
+}
+
 pub(super) fn load(ram: &GuestRam, layout: &Layout, image: &[u8]) -> Result<Loaded, BootError> {
     if let Some(header) = Multiboot::find(image)? {
         return header.load(ram, layout, image);
@@ -48,9 +60,8 @@ pub(super) fn load(ram: &GuestRam, layout: &Layout, image: &[u8]) -> Result<Load
     if image.get(0x202..0x206) == Some(b"HdrS") {
         return load_bzimage(ram, image);
     }
-    Err(BootError::UnknownKind {
-        magic: image.get(..8).unwrap_or(image).into(),
-    })
+    identify(image)?;
+    Err(damaged("neither entry nor header"))
 }
 
 fn damaged(what: impl ToString) -> BootError {

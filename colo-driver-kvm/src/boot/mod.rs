@@ -113,6 +113,16 @@ pub enum BootError {
     Registers(#[from] SaveError),
 }
 
+/// Whether an image is of a kind that can be booted, without loading it: a daemon that will boot it
+/// only once it owns the VM wants to know at its start.
+///
+/// # Errors
+///
+/// [`BootError::UnknownKind`], or a multiboot header that asks for what we do not have.
+pub fn identify(image: &[u8]) -> Result<(), BootError> {
+    loader::identify(image)
+}
+
 impl Vm {
     /// Loads a kernel and points the first vCPU at it. The guest starts with the next resume.
     ///

@@ -248,10 +248,8 @@ fn protocol(config: &Config, pair: &Pair, key: MacKey, vm: &Vm) -> Result<Protoc
 
 /// What must be the same on both hosts besides memory.
 fn shape_items(config: &Config, vm: &Vm) -> Vec<ShapeItem> {
-    let shape = vm.shape();
-    [
-        ("vcpus", shape.vcpus.to_string()),
-        ("cpu", format!("{:016x}", shape.cpu)),
+    let items = [
+        ("vcpus", vm.shape().vcpus.to_string()),
         (
             "net",
             format!(
@@ -261,13 +259,36 @@ fn shape_items(config: &Config, vm: &Vm) -> Vec<ShapeItem> {
             ),
         ),
         ("disk", config.disk.is_some().to_string()),
-    ]
-    .into_iter()
-    .map(|(name, value)| ShapeItem {
+    ];
+    let items = items.map(|(name, value)| ShapeItem {
         name: name.into(),
         value,
-    })
-    .collect()
+    });
+    items.into_iter().chain(processor(vm)).collect()
+}
+
+/// The processor, leaf by leaf: two hosts that differ are told where.
+fn processor(vm: &Vm) -> Vec<ShapeItem> {
+    let word = |bytes: &[u8]| {
+        bytes
+            .iter()
+            .rev()
+            .fold(0_u32, |all, b| all << 8 | u32::from(*b))
+    };
+    let leaves = vm.cpu().bytes();
+    let leaf = |leaf: &[u8]| {
+        let words: Vec<u32> = leaf.chunks(4).map(word).collect();
+        let (key, registers) = words.split_at(2);
+        let hex = |words: &[u32], by: &str| {
+            let all: Vec<String> = words.iter().map(|w| format!("{w:x}")).collect();
+            all.join(by)
+        };
+        ShapeItem {
+            name: format!("cpuid 0x{}", hex(key, ".")),
+            value: hex(registers, ":"),
+        }
+    };
+    leaves.chunks_exact(24).map(leaf).collect()
 }
 
 /// The key file folded to the key's size: nothing of its randomness is left out.

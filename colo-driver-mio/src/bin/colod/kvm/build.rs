@@ -7,7 +7,7 @@ use std::{
 };
 
 use colo_driver_kvm::{
-    boot::Boot,
+    boot::{self, Boot},
     caps::Host,
     device::{
         I8042, Irq, ResetLine, Serial, Sink,
@@ -58,6 +58,8 @@ impl Image {
             Some("builtin:server") => colo_guests::SERVER.to_vec(),
             _ => read(&config.vm.kernel)?,
         };
+        boot::identify(&kernel)
+            .map_err(|error| format!("vm.kernel {}: {error}", config.vm.kernel.display()))?;
         Ok(Self {
             kernel,
             initrd: config.vm.initrd.as_deref().map(read).transpose()?,
