@@ -2,7 +2,7 @@
 //!
 //! Two kinds of thread empty a ring: the owner of the VM when it collects, and the vCPU itself when
 //! its ring is full, since the owner may be busy for long. What a vCPU takes out goes into the
-//! slot's [`OwnLog`](super::OwnLog), where the next collect finds it. It is marked *after* the
+//! slot's [`OwnLog`], where the next collect finds it. It is marked *after* the
 //! reset has protected the pages again: a mark seen before would let the owner copy a page that
 //! another vCPU can still write unseen.
 //!

@@ -17,7 +17,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `mod.rs` | [`Vcpus`]: all of them, pause and resume |
+//! | `mod.rs` | `Vcpus`: all of them, pause and resume |
 //! | `thread.rs` | the run loop |
 //! | `exits.rs` | what an exit means: ports, MMIO, the end |
 //! | `state.rs` | save and load, with the reason for each step's place |
