@@ -141,6 +141,7 @@ impl PageRuns {
     ///
     /// # Errors
     /// Gives the run back if it overlaps the last one or lies before it.
+    #[inline]
     pub fn push(&mut self, run: PageRun) -> Result<(), PageRun> {
         if let Some(last) = self.0.last_mut() {
             if (run.slot, run.first) < (last.slot, last.end()) {

@@ -20,43 +20,39 @@ impl PageSet {
     pub fn take_runs_into(&mut self, at_most: u32, most_runs: usize, runs: &mut PageRuns) {
         runs.clear();
         let mut room = at_most;
+        let mut left = most_runs;
+        // Where a run may be continued without being another one.
+        let mut end = None;
         for bits in self.bits_mut() {
-            while let Some(&word) = bits.words.get(bits.low) {
-                if word == 0 {
-                    bits.low += 1;
-                    continue;
+            let slot = bits.slot;
+            for (at, kept) in bits.words.iter_mut().enumerate().skip(bits.low) {
+                bits.low = at;
+                let mut word = *kept;
+                while word != 0 {
+                    let from = word.trailing_zeros();
+                    let ones = (!(word >> from)).trailing_zeros().min(64 - from).min(room);
+                    let first = at as u64 * 64 + u64::from(from);
+                    let joins = end == Some((slot, first));
+                    let Some(pages) = NonZeroU32::new(ones).filter(|_| joins || left > 0) else {
+                        *kept = word;
+                        return;
+                    };
+                    left -= usize::from(!joins);
+                    end = Some((slot, first + u64::from(ones)));
+                    let mask = if ones == 64 {
+                        u64::MAX
+                    } else {
+                        ((1 << ones) - 1) << from
+                    };
+                    word &= !mask;
+                    // Runs come in order from a set, so push cannot refuse.
+                    let refused = runs.push(PageRun { slot, first, pages });
+                    debug_assert!(refused.is_ok(), "a set yields its runs in order");
+                    room -= ones;
                 }
-                let from = word.trailing_zeros();
-                let ones = (!(word >> from)).trailing_zeros().min(64 - from).min(room);
-                let Some(pages) = NonZeroU32::new(ones) else {
-                    return;
-                };
-                let first = bits.low as u64 * 64 + u64::from(from);
-                let run = PageRun {
-                    slot: bits.slot,
-                    first,
-                    pages,
-                };
-                let joins = runs
-                    .as_slice()
-                    .last()
-                    .is_some_and(|last| last.slot == run.slot && last.end() == run.first);
-                if !joins && runs.as_slice().len() >= most_runs {
-                    return;
-                }
-                let mask = if ones == 64 {
-                    u64::MAX
-                } else {
-                    ((1 << ones) - 1) << from
-                };
-                if let Some(slot) = bits.words.get_mut(bits.low) {
-                    *slot &= !mask;
-                }
-                // Runs come in order from a set, so push cannot refuse.
-                let refused = runs.push(run);
-                debug_assert!(refused.is_ok(), "a set yields its runs in order");
-                room -= ones;
+                *kept = 0;
             }
+            bits.low = bits.words.len();
         }
     }
 }
