@@ -86,6 +86,20 @@ impl Cables {
         assert!(ip(&format!("-n {middle} link set p{cable}1 {master}")));
     }
 
+    /// Whether what this end says arrives, on either cable: a bucket that no frame fits into drops
+    /// all of them. What the other end says still comes.
+    fn mute(&self, end: usize, muted: bool) -> bool {
+        let name = &self.host[end];
+        (0..2).all(|cable| {
+            let change = if muted {
+                format!("add dev c{cable} root tbf rate 8kbit burst 20b latency 1ms")
+            } else {
+                format!("del dev c{cable} root")
+            };
+            ip(&format!("netns exec {name} tc qdisc {change}"))
+        })
+    }
+
     /// Lets at most this many megabits a second pass each end of the first cable.
     fn slow(&self, megabits: u32) -> bool {
         self.host.iter().all(|name| {
@@ -142,6 +156,53 @@ fn both_cables_cut_and_mended_the_primary_goes_on_and_is_protected_again() {
         !speakers.contains(&secondary.pid()),
         "the secondary was heard"
     );
+}
+
+/// Spec heartbeat section 9, rows 19 and 20: whichever direction is lost, the primary goes on.
+fn one_direction_is_lost(mute: usize) {
+    if !kvm() {
+        return;
+    }
+    let _alone = alone();
+    let Some(cables) = Cables::lay() else { return };
+    let mut stage = stage_on(&cables);
+    let (primary, secondary) = pair(&mut stage);
+    let client = client(&mut stage);
+    assert!(
+        client.answer_after(0, PATIENCE).is_some(),
+        "{}",
+        primary.log()
+    );
+    let seen = primary.events().len();
+    if !cables.mute(mute, true) {
+        println!("SKIPPED: this kernel has no tc qdisc tbf");
+        return;
+    }
+    expect(&primary, "UNPROTECTED", seen);
+    assert!(
+        client.answer_after(now(), PATIENCE).is_some(),
+        "{}",
+        primary.log()
+    );
+    let seen = primary.events().len();
+    assert!(cables.mute(mute, false));
+    expect(&primary, "PROTECTED", seen);
+    served(client);
+    let speakers = stage.switch().speakers(stage.settings_now().mac);
+    assert!(
+        !speakers.contains(&secondary.pid()),
+        "the secondary was heard"
+    );
+}
+
+#[test]
+fn only_what_the_primary_says_is_lost() {
+    one_direction_is_lost(0);
+}
+
+#[test]
+fn only_what_the_secondary_says_is_lost() {
+    one_direction_is_lost(1);
 }
 
 #[test]
