@@ -22,6 +22,8 @@ mod epoch;
 pub mod error;
 pub mod event;
 mod failover;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod hands;
 pub mod id;
 mod link;
