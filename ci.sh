@@ -15,6 +15,7 @@ usage: ./ci.sh JOB
   world   simulated schedules of a pair, optimised     COLO_SCHEDULES=20000
   model   model checking, optimised                    COLO_MODEL_STATES=200000
   fuzz    every fuzz target for a while                COLO_FUZZ_SECONDS=30
+  examples  what colo-proto's examples print
   demo    one VM survives its hosts, in both modes
   bench   the numbers we promise, beside their alternatives
   all     what CI runs, in its order
@@ -49,7 +50,14 @@ model() {
     COLO_MODEL_STATES="${COLO_MODEL_STATES:-200000}" \
         cargo test --release -p colo-tests --test model -- --nocapture
 }
-fuzz() { fuzz/run.sh "${COLO_FUZZ_SECONDS:-30}"; }
+fuzz() {
+    command -v cargo-fuzz >/dev/null || cargo install --locked --quiet cargo-fuzz
+    fuzz/run.sh "${COLO_FUZZ_SECONDS:-30}"
+}
+examples() {
+    cargo run --quiet -p colo-proto --example pair
+    cargo run --quiet -p colo-proto --example embed
+}
 demo() {
     if [ ! -w /dev/kvm ]; then
         echo "SKIPPED: demo: no /dev/kvm"
@@ -72,6 +80,7 @@ all() {
     fmt
     lint
     doc
+    examples
     world
     demo
     fuzz
@@ -79,7 +88,7 @@ all() {
 }
 
 case "${1:-}" in
-    setup | fmt | lint | doc | world | model | fuzz | demo | bench | all) "$1" ;;
+    setup | fmt | lint | doc | examples | world | model | fuzz | demo | bench | all) "$1" ;;
     test) tests ;;
     *) usage; [ "${1:-}" = --help ] && exit 0; exit 2 ;;
 esac
