@@ -277,6 +277,22 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn every_seed_keeps_the_laws() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz");
+        let mut seeds = 0;
+        for folder in ["corpus/virtio_mmio", "regressions/virtio_mmio"] {
+            let Ok(files) = std::fs::read_dir(root.join(folder)) else {
+                continue;
+            };
+            for file in files {
+                virtio_mmio(&std::fs::read(file.unwrap().path()).unwrap());
+                seeds += 1;
+            }
+        }
+        assert!(seeds > 0, "no seeds for virtio_mmio");
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(512))]
 

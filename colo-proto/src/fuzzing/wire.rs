@@ -7,7 +7,7 @@ use crate::{
     id::Channel,
     member::{BootId, Datagram, MacKey, NodeId, Record, Register, VmId},
     wire::{
-        HEAD_LEN, Head, Hello, VmstateSend, decode_reasons, decode_runs, encode_runs,
+        HEAD_LEN, Head, Hello, ShapeItem, VmstateSend, decode_reasons, decode_runs, encode_runs,
         join::{Acceptor, Dialler, Identity},
     },
 };
@@ -41,9 +41,14 @@ pub fn wire_decode(data: &[u8]) {
         }
         1 => {
             if let Ok(hello) = Hello::decode("hello", data) {
-                let again = hello.encode();
-                assert_eq!(Hello::decode("hello", &again), Ok(hello.clone()));
-                assert!(hello.differences(&hello).is_empty());
+                // Broken text is replaced by longer text, which encoding may have to cut again.
+                let whole = |item: &ShapeItem| item.name.len() < 256 && item.value.len() < 256;
+                let again = Hello::decode("hello", &hello.encode());
+                if hello.shape.iter().all(whole) {
+                    assert_eq!(again, Ok(hello));
+                } else {
+                    assert!(again.is_ok());
+                }
             }
         }
         2 => {
