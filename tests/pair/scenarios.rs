@@ -1,0 +1,112 @@
+//! The questions that a doubting reviewer asks.
+
+use colo_proto::{command::Command, event::Event, machine::GuestOpKind, node::Start};
+use colo_tests::world::{Setup, World};
+
+fn each(play: impl Fn(&mut World)) {
+    for n in 0..32 {
+        let mut world = World::new(n, Setup::numbered(n));
+        world.telling = true;
+        let protected = world.event(8_000, |_, e| matches!(e, Event::Protected { .. }));
+        assert!(
+            protected,
+            "setup {n} not protected: {:?}\n{}",
+            world.violation,
+            world.story.join("\n")
+        );
+        world.run(500);
+        world.events.clear();
+        play(&mut world);
+        assert_eq!(
+            world.violation,
+            None,
+            "setup {n}:\n{}",
+            world.story.join("\n")
+        );
+    }
+}
+
+fn survives(world: &mut World, i: usize) {
+    let served = world.until(10_000, |w| w.serves(i));
+    assert!(
+        served,
+        "host {i} does not serve: {:?}\n{}",
+        world.violation,
+        world.story.join("\n")
+    );
+    let before = world.released();
+    assert!(
+        world.until(5_000, |w| w.released() > before + 10),
+        "no output\n{}",
+        world.story.join("\n")
+    );
+}
+
+#[test]
+fn a_primary_that_dies_before_a_checkpoint_is_complete() {
+    each(|world| {
+        assert!(world.op(5_000, 0, GuestOpKind::Capture));
+        world.kill(0);
+        survives(world, 1);
+    });
+}
+
+#[test]
+fn a_primary_that_dies_while_a_checkpoint_is_applied() {
+    each(|world| {
+        assert!(world.op(5_000, 1, GuestOpKind::CommitRam));
+        world.kill(0);
+        survives(world, 1);
+    });
+}
+
+#[test]
+fn a_primary_that_dies_after_a_checkpoint_was_applied_and_before_it_heard_of_it() {
+    each(|world| {
+        assert!(world.op(5_000, 1, GuestOpKind::LoadState));
+        world.cut(1);
+        world.run(5);
+        world.kill(0);
+        survives(world, 1);
+    });
+}
+
+#[test]
+fn an_operator_stops_and_continues_during_a_checkpoint() {
+    each(|world| {
+        assert!(world.op(5_000, 0, GuestOpKind::Capture));
+        world.command(0, Command::Stop);
+        world.command(0, Command::Continue);
+        survives(world, 0);
+    });
+}
+
+#[test]
+fn both_hosts_are_told_that_the_other_is_lost() {
+    each(|world| {
+        world.command(0, Command::LostHeartbeat);
+        world.command(1, Command::LostHeartbeat);
+        world.run(3_000);
+        assert!(world.until(10_000, |w| w.serves(0) || w.serves(1)));
+    });
+}
+
+#[test]
+fn a_secondary_that_dies_and_comes_back_is_protected_again() {
+    each(|world| {
+        world.kill(1);
+        survives(world, 0);
+        world.start(1, Start::Secondary);
+        assert!(world.event(15_000, |i, e| i == 0
+            && matches!(e, Event::Protected { .. })));
+    });
+}
+
+#[test]
+fn a_primary_that_was_frozen_past_its_lease_says_nothing() {
+    each(|world| {
+        world.freeze(0, 5_000);
+        survives(world, 1);
+        world.run(5_000);
+    });
+}

@@ -1,0 +1,66 @@
+//! Random schedules: every fault, at random steps, under every setup.
+//!
+//! `COLO_SCHEDULES=1000000 cargo test --release -p colo-tests --test pair schedules -- --nocapture`
+//! runs many; `COLO_SEED=n` tells the story of one.
+
+use colo_tests::world::{Counts, Setup, World};
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+fn play(seed: u64, telling: bool) -> World {
+    let mut world = World::new(seed, Setup::numbered(seed));
+    world.telling = telling;
+    let settle = world.below(600);
+    world.run(settle);
+    for _ in 0..world.below(5) {
+        world.misfortune();
+        let pause = world.below(1_200);
+        world.run(pause);
+    }
+    world.run(1_000);
+    world
+}
+
+#[test]
+fn random_schedules_break_no_promise() {
+    if let Some(seed) = number("COLO_SEED") {
+        let world = play(seed, true);
+        println!("{}", world.story.join("\n"));
+        assert_eq!(world.violation, None);
+        return;
+    }
+    let first = number("COLO_FIRST").unwrap_or(0);
+    let many = number("COLO_SCHEDULES").unwrap_or(2_000);
+    let mut all = Counts::default();
+    let mut violations = Vec::new();
+    for seed in first..first + many {
+        let world = play(seed, false);
+        all.steps += world.counts.steps;
+        all.epochs += world.counts.epochs;
+        all.takeovers += world.counts.takeovers;
+        all.released += world.counts.released;
+        all.protected += world.counts.protected;
+        for (kind, n) in world.counts.faults {
+            *all.faults.entry(kind).or_default() += n;
+        }
+        if let Some(what) = world.violation {
+            println!("seed {seed}: {what}");
+            violations.push(seed);
+        }
+    }
+    println!(
+        "{many} schedules, {} violations: {all:#?}",
+        violations.len()
+    );
+    assert!(
+        violations.is_empty(),
+        "COLO_SEED={} tells more",
+        violations[0]
+    );
+    assert!(
+        all.epochs > many && all.takeovers > 0 && all.released > many,
+        "too little happened"
+    );
+}
