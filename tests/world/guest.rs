@@ -35,6 +35,8 @@ pub struct Guest {
     pub(crate) card: VecDeque<(u64, Bytes)>,
     /// RAM, disk and devices are of one moment.
     pub(crate) whole: bool,
+    /// Nothing was ever put into it: it can only boot.
+    pub(crate) blank: bool,
     pub(crate) busy: Option<GuestOp>,
 }
 
@@ -63,6 +65,7 @@ impl Guest {
             consumed: 0,
             card: VecDeque::new(),
             whole: running,
+            blank: !running,
             busy: None,
         }
     }
@@ -133,6 +136,7 @@ impl Guest {
         }
         self.dirty &= !wanted;
         self.whole = false;
+        self.blank = false;
     }
 
     /// Loads the state; `false` when RAM is not what it was at the capture.

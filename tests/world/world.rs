@@ -78,6 +78,10 @@ pub struct Counts {
     pub epochs: u64,
     /// Promotions of a secondary.
     pub takeovers: u64,
+    /// Sole owners that booted anew after a loss of power.
+    pub cold_boots: u64,
+    /// Returns to an older VM after the sole owner of a newer one lost power: a second fault.
+    pub rollbacks: u64,
     /// Frames that left.
     pub released: u64,
     /// Times that protection began.
@@ -170,6 +174,7 @@ pub struct World {
     parents: BTreeMap<u64, (u64, u64)>,
     shown: (u64, u64),
     clients: u64,
+    sole_lost: bool,
     commands: u64,
     slow: u64,
     /// What happened, in numbers.
@@ -211,6 +216,7 @@ impl World {
             parents: BTreeMap::new(),
             shown: (0, 1),
             clients: 0,
+            sole_lost: false,
             commands: 0,
             slow: 300,
             counts: Counts::default(),
@@ -312,6 +318,8 @@ impl World {
     /// Power off.
     pub fn kill(&mut self, i: usize) {
         self.fault("kill", i);
+        // Nobody can have what only a sole owner had; what its peer says later is counted apart.
+        self.sole_lost |= self.register.is_solo_of(NodeId(i as u64 + 1));
         self.hosts[i].process = None;
         self.lose_all();
     }
@@ -751,6 +759,12 @@ impl World {
                 None => break,
             }
         }
+        if at.0 != old.1 && self.sole_lost {
+            self.sole_lost = false;
+            self.counts.rollbacks += 1;
+            self.shown = this;
+            return;
+        }
         if at.0 != old.1 {
             let shown = self.shown;
             self.violate(format!(
@@ -791,6 +805,14 @@ impl World {
                 GuestDone::Paused
             }
             GuestOp::Resume => {
+                if guest.blank && self.register.is_solo_of(NodeId(i as u64 + 1)) {
+                    // A sole owner that lost power boots again; what RAM held is gone for all.
+                    *guest = Guest::new(false);
+                    guest.dirty = (1 << PAGES) - 1;
+                    (guest.whole, guest.blank) = (true, false);
+                    self.shown = (0, 1);
+                    self.counts.cold_boots += 1;
+                }
                 if !guest.whole {
                     wrong = Some("a guest runs that is a mixture of two epochs");
                 }
@@ -1005,6 +1027,7 @@ impl World {
                 let placed = match &sink {
                     Sink::Guest(runs) => {
                         p.guest.whole = false;
+                        p.guest.blank = false;
                         place(rx, &mut p.guest.ram, bits(runs))
                     }
                     Sink::Cache(runs) => place(rx, &mut p.guest.cache, bits(runs)),
