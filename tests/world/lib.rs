@@ -12,6 +12,7 @@
     clippy::expect_used,
     clippy::missing_panics_doc,
     missing_debug_implementations,
+    clippy::collapsible_match,
     reason = "for tests: what cannot go on fails"
 )]
 
