@@ -113,6 +113,9 @@ impl Member {
             && d.generation == generation
             && d.boot == pair.partner
         {
+            // What it can do is known from here on: a hand-over may be asked for at once.
+            pair.flags = d.flags;
+            pair.health = d.health;
             pair.starting = None;
         }
     }
