@@ -83,7 +83,6 @@ all() {
     examples
     world
     demo
-    fuzz
     tests
 }
 
