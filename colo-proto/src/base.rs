@@ -13,7 +13,9 @@ use crate::{
     hands::Hands,
     id::{Channel, Epoch, Generation, PAGE_SIZE, Role, Slot},
     link::Link,
-    machine::{Deadline, Demand, GuestOp, Input, Notify, Output, TimerKind, Transmit},
+    machine::{
+        Deadline, Demand, GuestOp, Input, Notify, Output, ReplicationOp, TimerKind, Transmit,
+    },
     member::{BootId, Local, Member, MemberOutput, MemberState},
     net::Gate,
     stats::Stats,
@@ -124,6 +126,25 @@ impl Base {
 
     pub(crate) fn refuse(&mut self, id: CommandId, why: Refusal) {
         self.answer(id, Answer::Refused(why));
+    }
+
+    /// `xen-set-replication`, which means the same in both roles.
+    pub(crate) fn xen_set_replication(
+        &mut self,
+        id: CommandId,
+        enable: bool,
+        role: Role,
+        failover: Option<bool>,
+    ) {
+        let op = match (enable, failover) {
+            (true, Some(_)) => return self.refuse(id, Refusal::FailoverOnlyForStop),
+            (true, None) => ReplicationOp::Start(role),
+            (false, failover) => ReplicationOp::Stop {
+                failover: failover.unwrap_or(false),
+            },
+        };
+        self.op(GuestOp::Replication(op));
+        self.wait(id, Until::Replication);
     }
 
     /// Remembers a command; refuses it if too many are being carried out.

@@ -907,27 +907,10 @@ impl Secondary {
                 self.base.answer(id, Answer::Done);
             }
             Command::XenSetReplication {
-                enable: true,
-                failover: Some(_),
-                ..
-            } => {
-                self.base.refuse(id, Refusal::FailoverOnlyForStop);
-            }
-            Command::XenSetReplication {
                 enable,
                 role,
                 failover,
-            } => {
-                let op = if enable {
-                    ReplicationOp::Start(role)
-                } else {
-                    ReplicationOp::Stop {
-                        failover: failover.unwrap_or(false),
-                    }
-                };
-                self.base.op(GuestOp::Replication(op));
-                self.base.wait(id, Until::Replication);
-            }
+            } => self.base.xen_set_replication(id, enable, role, failover),
             Command::Detach => {
                 self.lose_peer(PeerLost::Asked, Some("detached by an operator"));
                 self.base.local(Local::ReplicaLost);
