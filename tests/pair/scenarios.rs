@@ -1,7 +1,7 @@
 //! The questions that a doubting reviewer asks.
 
 use colo_proto::{command::Command, event::Event, machine::GuestOpKind, node::Start};
-use colo_tests::world::{Setup, World};
+use colo_tests::{Setup, World};
 
 fn each(play: impl Fn(&mut World)) {
     for n in 0..32 {

@@ -3,7 +3,7 @@
 //! `COLO_SCHEDULES=1000000 cargo test --release -p colo-tests --test pair schedules -- --nocapture`
 //! runs many; `COLO_SEED=n` tells the story of one.
 
-use colo_tests::world::{Counts, Setup, World};
+use colo_tests::{Counts, Setup, World};
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()

@@ -1,8 +1,14 @@
 //! Two hosts, one seed, a fake clock: the deterministic world that drives the real
 //! [`Node`](colo_proto::node::Node)s.
 //!
-//! * [`world`]: hosts, connections, arbiter, faults, and what is checked after every step
-//! * [`guest`]: the toy guest, and contents of pages
+//! * [`world`]: the loop: what happens next, and to whom
+//! * [`setup`]: how a world is set up, and what is counted
+//! * [`host`]: a process, what outlives it, and how it carries out what its machine wants
+//! * [`guest`]: the toy guest; `operation`: what is done with it
+//! * `connection`: bytes and pages in order on each channel
+//! * `client`: the client, and the oracle of output commit
+//! * `fault`: what goes wrong
+//! * `check`: what must hold after every step
 //!
 //! Every client frame that a guest consumes extends a hash over its whole history, and its reply
 //! shows that hash. So output commit is one question, asked at every frame that leaves: does the
@@ -16,5 +22,15 @@
     reason = "for tests: what cannot go on fails"
 )]
 
+mod check;
+mod client;
+mod connection;
+mod fault;
 pub mod guest;
+pub mod host;
+mod operation;
+pub mod setup;
 pub mod world;
+
+pub use setup::{Counts, Setup};
+pub use world::World;
