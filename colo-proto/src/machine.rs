@@ -303,7 +303,8 @@ pub enum Output {
     ReadArbiter(RequestId),
     /// Power the peer off after the delay; answered by [`Input::Fenced`].
     Fence(Duration),
-    /// Write the record to stable storage; answered by [`Input::Persisted`].
+    /// Write the record to stable storage; answered by [`Input::Persisted`]. Writes take effect in
+    /// the order in which they are asked for: an older record never replaces a newer one.
     Persist(PersistId, Record),
     /// Tell switches and clients where the VM lives now (gratuitous ARP and the like).
     Announce,

@@ -999,7 +999,9 @@ impl Secondary {
                 self.settling = true;
                 if self.target.loading() {
                     self.walk_failover(FailoverStatus::Relaunch);
-                } else if self.base.link.any_up() {
+                }
+                // A primary that lives on would send the next checkpoint into the takeover.
+                if self.base.link.any_up() {
                     self.lose_peer(PeerLost::Silent, Some("the secondary takes over"));
                 }
             }

@@ -1,6 +1,10 @@
 //! The questions that a doubting reviewer asks.
 
-use colo_proto::{command::Command, event::Event, machine::GuestOpKind, node::Start};
+use std::cell::Cell;
+
+use colo_proto::{
+    command::Command, event::Event, machine::GuestOpKind, node::Start, status::FailoverStatus,
+};
 use colo_tests::{Setup, World};
 
 fn each(play: impl Fn(&mut World)) {
@@ -79,6 +83,25 @@ fn an_operator_stops_and_continues_during_a_checkpoint() {
         world.command(0, Command::Continue);
         survives(world, 0);
     });
+}
+
+#[test]
+fn an_operator_fails_over_while_a_checkpoint_is_applied() {
+    // The primary lives on and would send more checkpoints: none of them is taken any more.
+    let relaunched = Cell::new(0);
+    each(|world| {
+        assert!(world.op(5_000, 0, GuestOpKind::Capture));
+        world.command(1, Command::LostHeartbeat);
+        survives(world, 1);
+        let mut told = world.events.iter().map(|(_, e)| e);
+        if told.any(|e| *e == Event::Failover(FailoverStatus::Relaunch)) {
+            relaunched.set(relaunched.get() + 1);
+            let waiting = told.take_while(|e| !matches!(e, Event::Promoted { .. }));
+            let more = waiting.filter(|e| matches!(e, Event::Checkpointed { .. }));
+            assert!(more.count() <= 1, "{}", world.story.join("\n"));
+        }
+    });
+    assert!(relaunched.get() > 4, "the moment was missed");
 }
 
 #[test]

@@ -41,7 +41,6 @@ fn random_schedules_break_no_promise() {
         all.epochs += world.counts.epochs;
         all.takeovers += world.counts.takeovers;
         all.cold_boots += world.counts.cold_boots;
-        all.rollbacks += world.counts.rollbacks;
         all.released += world.counts.released;
         all.protected += world.counts.protected;
         for (kind, n) in world.counts.faults {

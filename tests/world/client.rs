@@ -48,12 +48,6 @@ impl World {
                 None => break,
             }
         }
-        if at.0 != old.1 && self.sole_lost {
-            self.sole_lost = false;
-            self.counts.rollbacks += 1;
-            self.shown = this;
-            return;
-        }
         if at.0 != old.1 {
             let shown = self.shown;
             self.violate(format!(

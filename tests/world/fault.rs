@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use colo_proto::{
-    command::Command, id::Channel, machine::GuestOpKind, member::NodeId, status::Mode,
-};
+use colo_proto::{command::Command, id::Channel, machine::GuestOpKind, status::Mode};
 
 use crate::{
     connection::Piece,
@@ -20,8 +18,6 @@ impl World {
     /// Power off.
     pub fn kill(&mut self, i: usize) {
         self.fault("kill", i);
-        // Nobody can have what only a sole owner had; what its peer says later is counted apart.
-        self.sole_lost |= self.register.is_solo_of(NodeId(i as u64 + 1));
         self.hosts[i].process = None;
         self.lose_all();
     }

@@ -32,6 +32,8 @@ pub struct Host {
     pub(crate) boots: u64,
     pub(crate) base: u64,
     pub(crate) frozen: Micros,
+    /// When its last record is durable; they do not overtake each other.
+    pub(crate) last_write: Micros,
     /// The next operation that fails.
     pub fail: Option<GuestOpKind>,
     pub(crate) arbiter: bool,
@@ -137,7 +139,11 @@ impl World {
                 self.after(delay, Due::Asked(i, boot, request, None));
             }
             Output::Fence(_) => self.soon(i, 1000, What::Fenced),
-            Output::Persist(id, record) => self.soon(i, 500 + jitter, What::Durable(id, record)),
+            Output::Persist(id, record) => {
+                let at = self.hosts[i].last_write.max(self.t + 500 + jitter);
+                self.hosts[i].last_write = at;
+                self.soon(i, at - self.t, What::Durable(id, record));
+            }
             Output::Event(event) => {
                 self.tell(|| format!("host {i} {event:?}"));
                 match &event {

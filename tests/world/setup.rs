@@ -59,8 +59,6 @@ pub struct Counts {
     pub takeovers: u64,
     /// Sole owners that booted anew after a loss of power.
     pub cold_boots: u64,
-    /// Returns to an older VM after the sole owner of a newer one lost power: a second fault.
-    pub rollbacks: u64,
     /// Frames that left.
     pub released: u64,
     /// Times that protection began.

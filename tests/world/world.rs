@@ -65,7 +65,6 @@ pub struct World {
     pub(crate) parents: BTreeMap<u64, (u64, u64)>,
     pub(crate) shown: (u64, u64),
     pub(crate) clients: u64,
-    pub(crate) sole_lost: bool,
     pub(crate) commands: u64,
     pub(crate) slow: u64,
     /// What happened, in numbers.
@@ -90,6 +89,7 @@ impl World {
             boots: 0,
             base,
             frozen: 0,
+            last_write: 0,
             fail: None,
             arbiter: true,
             cut: false,
@@ -107,7 +107,6 @@ impl World {
             parents: BTreeMap::new(),
             shown: (0, 1),
             clients: 0,
-            sole_lost: false,
             commands: 0,
             slow: 300,
             counts: Counts::default(),
