@@ -48,8 +48,8 @@ pub(crate) struct Base {
     pub(crate) stopped: bool,
     /// The member took the VM away from this host.
     pub(crate) fenced: bool,
-    /// Control is kept only until what is queued on it was sent.
-    pub(crate) farewell: bool,
+    /// Control is kept only until what is queued on it was sent, and no longer than this.
+    pub(crate) farewell: Option<Instant>,
     /// When something last moved in the current phase.
     pub(crate) progress: Instant,
     pub(crate) waiting: Vec<Waiting>,
@@ -97,7 +97,7 @@ impl Base {
             wanted_mode: config.mode,
             stopped: false,
             fenced: false,
-            farewell: false,
+            farewell: None,
             progress: now,
             waiting: Vec::new(),
             stats: Stats::default(),
@@ -239,11 +239,11 @@ impl Base {
     /// Closes every channel, sending first what is queued on Control.
     ///
     /// A driver stops asking for bytes once it is told to hang up, so Control goes only when its
-    /// last message was taken.
+    /// last message was taken, or when the link has shown that it takes nothing.
     pub(crate) fn hang_up(&mut self) {
         for channel in self.link.up_channels() {
             if channel == Channel::Control && self.link.queued(channel) > 0 {
-                self.farewell = true;
+                self.farewell = Some(self.now + self.config.handshake);
                 continue;
             }
             self.push(Output::HangUp(channel));
@@ -252,10 +252,11 @@ impl Base {
         self.peer = None;
     }
 
-    /// Closes Control when the farewell is said.
+    /// Closes Control when the farewell is said, or cannot be.
     fn end_farewell(&mut self) {
-        if self.farewell && self.link.is_flushed(Channel::Control) {
-            self.farewell = false;
+        let Some(until) = self.farewell else { return };
+        if self.now >= until || self.link.is_flushed(Channel::Control) {
+            self.farewell = None;
             self.push(Output::HangUp(Channel::Control));
             let _known = self.link.down(Channel::Control);
         }
@@ -264,18 +265,18 @@ impl Base {
     /// Whether what arrives on the channel has no meaning any more: it is only kept to say
     /// farewell.
     pub(crate) fn deaf(&self, channel: Channel) -> bool {
-        self.farewell && channel == Channel::Control
+        self.farewell.is_some() && channel == Channel::Control
     }
 
     /// A connection begins; a farewell to an older one is void.
     pub(crate) fn connected(&mut self, channel: Channel) -> Result<(), Misuse> {
-        self.farewell &= channel != Channel::Control;
+        self.farewell = self.farewell.filter(|_| channel != Channel::Control);
         self.link.up(channel)
     }
 
     /// A connection ended.
     pub(crate) fn disconnected(&mut self, channel: Channel) -> Result<(), Misuse> {
-        self.farewell &= channel != Channel::Control;
+        self.farewell = self.farewell.filter(|_| channel != Channel::Control);
         self.link.down(channel)
     }
 
@@ -304,6 +305,7 @@ impl Base {
         match input {
             Input::Timeout => {
                 self.member.handle_timeout(self.now);
+                self.end_farewell();
                 Ok(Some(Input::Timeout))
             }
             Input::Datagram(path, bytes) => {
@@ -400,7 +402,7 @@ impl Base {
 
     // ---- time ---------------------------------------------------------------------------------
 
-    /// The earliest of the member's deadline and those given.
+    /// The earliest of the deadlines of both roles and those given.
     pub(crate) fn soonest(
         &self,
         others: impl IntoIterator<Item = Option<Deadline>>,
@@ -409,9 +411,13 @@ impl Base {
             at,
             why: TimerKind::Member,
         });
+        let farewell = self.farewell.map(|at| Deadline {
+            at,
+            why: TimerKind::Handshake,
+        });
         others
             .into_iter()
-            .chain([member])
+            .chain([member, farewell])
             .flatten()
             .min_by_key(|d| d.at)
     }

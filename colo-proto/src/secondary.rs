@@ -218,8 +218,7 @@ impl Secondary {
             self.base.local(Local::Settled);
             return true;
         }
-        let joining = self.base.member.state() == MemberState::Syncing;
-        if joining && !self.base.link.any_up() && !self.target.loading() {
+        if self.is_alone() {
             // Whatever replica there was, the member has given it up.
             if !matches!(self.target, Target::Empty) {
                 self.leave_colo();
@@ -227,7 +226,7 @@ impl Secondary {
             }
             if let Dialling::At(at, pause) = self.dialling
                 && now >= at
-                && self.base.hands.idle_and_stopped()
+                && self.may_dial()
             {
                 self.dialling = Dialling::Connecting(now, pause);
                 self.base.push(Output::Dial(Channel::Control));
@@ -470,6 +469,8 @@ impl Secondary {
     fn round(&mut self, number: u64, kind: Kind) -> Result<&mut LaneEnds, PeerFault> {
         if matches!(self.target, Target::Empty) && number == 0 {
             self.cache.abandon();
+            // All memory is replaced: what the guest of an earlier pairing wrote is of no account.
+            self.ran = false;
             self.target = Target::Synchronising {
                 round: 0,
                 lanes: LaneEnds::default(),
@@ -982,6 +983,18 @@ impl Secondary {
         self.dialling = Dialling::At(self.base.now + pause, pause);
     }
 
+    /// Whether this host seeks an owner and nothing of an earlier pairing is left.
+    fn is_alone(&self) -> bool {
+        self.base.member.state() == MemberState::Syncing
+            && !self.base.link.any_up()
+            && !self.target.loading()
+    }
+
+    /// Whether the owner is dialled as soon as the pause after the last attempt is over.
+    fn may_dial(&self) -> bool {
+        self.is_alone() && self.base.hands.idle_and_stopped()
+    }
+
     fn leave_colo(&mut self) {
         if let Some(exit) = self.base.failover.leave() {
             self.base.event(Event::ColoExit(exit));
@@ -1083,11 +1096,7 @@ impl Machine for Secondary {
     fn poll_timeout(&self) -> Option<Deadline> {
         let base = &self.base;
         let dial = match self.dialling {
-            Dialling::At(at, _)
-                if base.member.state() == MemberState::Syncing && base.hands.idle_and_stopped() =>
-            {
-                Some(at)
-            }
+            Dialling::At(at, _) if self.may_dial() => Some(at),
             Dialling::Connecting(since, _) => Some(since + base.config.handshake),
             _ => None,
         };

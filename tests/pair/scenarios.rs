@@ -133,3 +133,23 @@ fn a_primary_that_was_frozen_past_its_lease_says_nothing() {
         world.run(5_000);
     });
 }
+
+#[test]
+fn a_secondary_whose_farewell_goes_nowhere_rests_and_is_protected_again() {
+    // Found by random schedules: with the last word stuck on a dead link, the moment to dial again
+    // came and went, and the secondary's deadline stayed in the past. And what its guest had written
+    // in the old pairing was reported in the new one, which the owner rightly did not answer.
+    each(|world| {
+        world.cut(0);
+        world.cut(1);
+        world.run(20);
+        world.command(1, Command::Detach);
+        world.run(2_000);
+        world.heal();
+        survives(world, 0);
+        let protected = world.event(15_000, |i, e| {
+            i == 0 && matches!(e, Event::Protected { .. })
+        });
+        assert!(protected, "{}", world.story.join("\n"));
+    });
+}

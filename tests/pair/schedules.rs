@@ -3,6 +3,8 @@
 //! `COLO_SCHEDULES=1000000 cargo test --release -p colo-tests --test pair schedules -- --nocapture`
 //! runs many; `COLO_SEED=n` tells the story of one.
 
+use std::{ops::Range, sync::mpsc, thread};
+
 use colo_tests::{Counts, Setup, World};
 
 fn number(name: &str) -> Option<u64> {
@@ -23,6 +25,31 @@ fn play(seed: u64, telling: bool) -> World {
     world
 }
 
+/// Plays the schedules on every processor; gives them back in order.
+fn played(seeds: Range<u64>) -> impl Iterator<Item = (u64, World)> {
+    let workers = thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    let (many, first) = (seeds.end - seeds.start, seeds.start);
+    let results: Vec<_> = (0..workers)
+        .map(|worker| {
+            // A worker that is far ahead waits: a world is large.
+            let (give, take) = mpsc::sync_channel(16);
+            thread::spawn(move || {
+                for n in (worker..many).step_by(workers as usize) {
+                    if give.send(play(first + n, false)).is_err() {
+                        return;
+                    }
+                }
+            });
+            take
+        })
+        .collect();
+    seeds.map(move |seed| {
+        let worker = (seed - first) % workers;
+        let world = results[worker as usize].recv().expect("a worker lives on");
+        (seed, world)
+    })
+}
+
 #[test]
 fn random_schedules_break_no_promise() {
     if let Some(seed) = number("COLO_SEED") {
@@ -35,8 +62,7 @@ fn random_schedules_break_no_promise() {
     let many = number("COLO_SCHEDULES").unwrap_or(60);
     let mut all = Counts::default();
     let mut violations = Vec::new();
-    for seed in first..first + many {
-        let world = play(seed, false);
+    for (seed, world) in played(first..first + many) {
         all.steps += world.counts.steps;
         all.epochs += world.counts.epochs;
         all.takeovers += world.counts.takeovers;

@@ -67,6 +67,8 @@ pub struct World {
     pub(crate) clients: u64,
     pub(crate) commands: u64,
     pub(crate) slow: u64,
+    /// Since when the clock stands still, and how much has happened since.
+    pub(crate) standing: (Micros, u64),
     /// What happened, in numbers.
     pub counts: Counts,
     /// The first thing that must not happen.
@@ -109,6 +111,7 @@ impl World {
             clients: 0,
             commands: 0,
             slow: 300,
+            standing: (0, 0),
             counts: Counts::default(),
             violation: None,
             story: Vec::new(),
@@ -232,6 +235,7 @@ impl World {
             return true;
         };
         self.t = self.t.max(at);
+        self.rests();
         if let Some(i) = who {
             self.feed(i, Input::Timeout);
         } else if let Some((key, due)) = self.queue.pop_first() {

@@ -238,9 +238,11 @@ impl Member {
         let Phase::Solo(solo) = &mut self.phase else {
             return;
         };
-        if solo.syncing != Some(boot) {
+        // The connection may be up, and a small VM whole over there, before the first datagram.
+        if solo.opening.is_some() {
             return;
         }
+        solo.syncing = Some(boot);
         if evidence_clean {
             solo.replica = Some((boot, epoch));
             self.protect(now);
