@@ -12,7 +12,7 @@ usage: ./ci.sh JOB
   lint    clippy, warnings denied
   doc     documentation, warnings denied
   test    every test, on real KVM, QEMU and network namespaces where they exist
-  world   simulated schedules of a pair, optimised     COLO_SCHEDULES=1000
+  world   simulated schedules of a pair, optimised     COLO_SCHEDULES=20000
   model   model checking, optimised                    COLO_MODEL_STATES=200000
   fuzz    every fuzz target for a while                COLO_FUZZ_SECONDS=30
   examples  what colo-proto's examples print
@@ -43,7 +43,7 @@ lint() { cargo clippy --workspace --all-targets -- -D warnings; }
 doc() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps; }
 tests() { cargo test --workspace --no-fail-fast; }
 world() {
-    COLO_SCHEDULES="${COLO_SCHEDULES:-1000}" \
+    COLO_SCHEDULES="${COLO_SCHEDULES:-20000}" \
         cargo test --release -p colo-tests --test pair schedules -- --nocapture
 }
 model() {
