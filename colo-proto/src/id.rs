@@ -136,6 +136,12 @@ impl PageRuns {
         Self(Vec::new())
     }
 
+    /// No runs, with room for this many.
+    #[must_use]
+    pub fn with_capacity(runs: usize) -> Self {
+        Self(Vec::with_capacity(runs))
+    }
+
     /// Appends a run that lies after every run already here, merging it with the last one where
     /// they touch.
     ///

@@ -37,5 +37,6 @@ pub mod ram;
 pub mod secondary;
 pub mod stats;
 pub mod status;
+pub mod testing;
 pub mod time;
 pub mod wire;

@@ -309,10 +309,7 @@ impl Link {
             (Reading::Place(head, sink), true) => (*head, sink),
             _ => return Err(undemanded(channel, "placed contents", "another answer")),
         };
-        let expected = match sink {
-            Sink::Guest(runs) | Sink::Cache(runs) => runs.bytes(),
-            Sink::State(range) => range.end - range.start,
-        };
+        let expected = sink.bytes();
         if n.get() as u64 != expected {
             return Err(Misuse::WrongLength {
                 channel,

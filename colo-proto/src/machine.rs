@@ -178,6 +178,21 @@ pub struct Captured {
     pub live: Duration,
 }
 
+impl Captured {
+    /// A capture with `state_len` bytes of device state that consumed no client frame and took no
+    /// time.
+    #[must_use]
+    pub const fn new(epoch: Epoch, state_len: u64) -> Self {
+        Self {
+            epoch,
+            state_len,
+            inputs: 0,
+            pause: Duration::ZERO,
+            live: Duration::ZERO,
+        }
+    }
+}
+
 /// An operation on the local guest. One at a time: the next is handed out after its
 /// [`GuestDone`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -234,6 +249,22 @@ impl GuestOp {
             Self::CommitRam { .. } => GuestOpKind::CommitRam,
             Self::Replication(_) => GuestOpKind::Replication,
             Self::LoadState { .. } => GuestOpKind::LoadState,
+        }
+    }
+
+    /// What is reported when the operation has been carried out; of a capture, for a guest without
+    /// device state.
+    #[must_use]
+    pub const fn done(&self) -> GuestDone {
+        match *self {
+            Self::Pause => GuestDone::Paused,
+            Self::Resume => GuestDone::Resumed,
+            Self::Harvest => GuestDone::Harvested,
+            Self::Capture { epoch, .. } => GuestDone::Captured(Captured::new(epoch, 0)),
+            Self::CheckState(epoch) => GuestDone::StateChecked(epoch),
+            Self::CommitRam { epoch, .. } => GuestDone::RamCommitted(epoch),
+            Self::Replication(op) => GuestDone::Replication(op),
+            Self::LoadState { epoch, .. } => GuestDone::StateLoaded(epoch),
         }
     }
 }
@@ -401,6 +432,17 @@ pub enum Sink {
     Cache(PageRuns),
     /// Into the buffer of the coming device state.
     State(Range<u64>),
+}
+
+impl Sink {
+    /// How many bytes it takes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Guest(runs) | Self::Cache(runs) => runs.bytes(),
+            Self::State(range) => range.end.saturating_sub(range.start),
+        }
+    }
 }
 
 /// When to wake the machine, and why.

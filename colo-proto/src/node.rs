@@ -91,9 +91,27 @@ impl Node {
     /// The member, for tests and status.
     #[must_use]
     pub fn member(&self) -> Option<&Member> {
+        self.base().map(|base| &base.member)
+    }
+
+    /// Every channel of the pair, Control first.
+    pub fn channels(&self) -> impl Iterator<Item = Channel> + use<> {
+        self.base()
+            .map(|base| base.config.channels())
+            .into_iter()
+            .flatten()
+    }
+
+    /// Bytes that wait to be sent on a channel.
+    #[must_use]
+    pub fn queued(&self, channel: Channel) -> usize {
+        self.base().map_or(0, |base| base.link.queued(channel))
+    }
+
+    fn base(&self) -> Option<&Base> {
         match &self.0 {
-            Role::Primary(p) => Some(&p.base.member),
-            Role::Secondary(s) => Some(&s.base.member),
+            Role::Primary(p) => Some(&p.base),
+            Role::Secondary(s) => Some(&s.base),
             Role::Between => None,
         }
     }

@@ -1,193 +1,304 @@
-//! Two hosts wired to each other; the program decides what is delivered, lost, cut and when.
+//! Two hosts wired to each other; the program decides what is delivered, lost, cut and when. After
+//! every step the laws of `tests/world` are checked against a reference: what a client saw so far.
 
-use alloc::{collections::VecDeque, vec, vec::Vec};
+use alloc::{collections::BTreeMap, vec};
+use bytes::Bytes;
 use core::time::Duration;
 
 use super::{
     Program,
-    host::{CHANNELS, Host},
+    toy::{PAGES, SLOT, Toy, mix},
 };
 use crate::{
     command::{Command, CommandId},
-    machine::{Body, Input, Transmit},
-    member::{Member, Register, Verdict},
-    node::Start,
-    status::Mode,
+    config::Config,
+    error::Misuse,
+    event::Event,
+    id::Channel,
+    machine::{Input, Machine as _, Output},
+    member::{BootId, MacKey, Member, MemberConfig, NodeId, VmId},
+    node::{Node, Start},
+    ram::CacheMode,
+    status::{Mode, ResumePolicy},
+    testing::{Errand, Host, Pair},
     time::Instant,
 };
 
-struct Pair {
-    now: Instant,
-    hosts: [Host; 2],
-    /// Bytes on the way to each host.
-    wires: [[VecDeque<u8>; 3]; 2],
-    connected: [bool; 3],
-    register: Register,
-    commands: u64,
+pub(super) const CHANNELS: [Channel; 3] = [Channel::Control, Channel::Ram(0), Channel::Net];
+pub(super) const KEY: MacKey = MacKey([7; 16]);
+pub(super) const VM: VmId = VmId([7; 16]);
+const HOLD_BYTES: usize = 64 << 10;
+
+/// How both hosts are set up, from one byte.
+#[derive(Clone, Copy)]
+pub(super) struct Setup(pub(super) u8);
+
+impl Setup {
+    fn config(self, id: u64) -> Config {
+        let flag = |bit: u8| self.0 >> bit & 1 == 1;
+        let config = Config::builder(
+            NodeId(id),
+            MemberConfig::fast(VM, NodeId(3 - id), KEY),
+            &[(SLOT, PAGES as u64)],
+        )
+        .longest(Duration::from_millis(20))
+        .compare_timeout(Duration::from_millis(20))
+        .stall(Duration::from_millis(500))
+        .hold_bytes(HOLD_BYTES)
+        .mode(if flag(0) {
+            Mode::Lockstep
+        } else {
+            Mode::Standby
+        })
+        .resume(if flag(1) {
+            ResumePolicy::AfterLoad
+        } else {
+            ResumePolicy::AfterCapture
+        })
+        .cache(if flag(2) {
+            CacheMode::Full
+        } else {
+            CacheMode::Union
+        })
+        .build();
+        match config {
+            Ok(config) => config,
+            Err(error) => panic!("the fuzzers' configuration is wrong: {error}"),
+        }
+    }
+
+    /// Host 0 or 1, in its `boots`th life.
+    pub(super) fn host(self, at: usize, start: Start, boots: u64, pair: &Pair<Toy>) -> Host<Toy> {
+        let id = at as u64 + 1;
+        let (record, boot) = (pair.record(at), BootId(id * 1000 + boots));
+        let node = Node::new(self.config(id), start, boot, record, boot.0, pair.now());
+        Host::new(node, Toy::new(start == Start::Primary))
+    }
 }
 
-/// Runs a schedule: right calls are never misuse, and two hosts never may let output leave at once.
+/// The schedule and the reference.
+#[derive(Clone)]
+struct World {
+    setup: Setup,
+    pair: Pair<Toy>,
+    /// Each history's predecessor and number.
+    parents: BTreeMap<u64, (u64, u64)>,
+    /// The newest number and history that a client saw.
+    shown: (u64, u64),
+    protected: bool,
+    clients: u64,
+    commands: u64,
+    boots: u64,
+}
+
+/// Runs a schedule: right calls are never misuse; a client never sees what contradicts what it saw;
+/// no guest runs a mixture of two epochs; two hosts never may let output leave at once; queues stay
+/// under their bounds; whoever is silent has a timer.
 pub fn pair_schedule(data: &[u8]) {
     let mut program = Program(data);
-    let mode = if program.byte() & 1 == 0 {
-        Mode::Standby
-    } else {
-        Mode::Lockstep
-    };
-    let now = Instant::from_millis(1);
-    let mut pair = Pair {
-        now,
-        hosts: [
-            Host::new(1, Start::Primary, mode, now),
-            Host::new(2, Start::Secondary, mode, now),
-        ],
-        wires: Default::default(),
-        connected: [false; 3],
-        register: Register::default(),
-        commands: 0,
-    };
-    let mut steps = 0;
-    while let Some(step) = program.next() {
-        steps += 1;
-        if steps > 256 {
-            return;
+    let how = program.byte();
+    let mut world = World::new(Setup(how));
+    let mut right = Ok(());
+    if how & 8 != 0 {
+        right = world.protect();
+    }
+    for _ in 0..256 {
+        let Some(step) = program.next() else { break };
+        right = right.and_then(|()| world.step(step, &mut program));
+        if let Err(misuse) = &right {
+            panic!("a right call was misuse: {misuse}");
         }
-        pair.step(step);
-        pair.one_owner();
+        world.check();
     }
 }
 
-impl Pair {
-    fn step(&mut self, step: u8) {
-        let (me, at) = (usize::from(step >> 4) & 1, usize::from(step >> 5) % 3);
-        let now = self.now;
+impl World {
+    fn new(setup: Setup) -> Self {
+        let mut pair = Pair::new(CHANNELS, Instant::from_millis(1));
+        for (at, start) in [Start::Primary, Start::Secondary].into_iter().enumerate() {
+            let host = setup.host(at, start, 0, &pair);
+            pair.start(at, host);
+        }
+        Self {
+            setup,
+            pair,
+            parents: BTreeMap::new(),
+            shown: (0, 1),
+            protected: false,
+            clients: 0,
+            commands: 0,
+            boots: 0,
+        }
+    }
+
+    /// A good start: most programs would not get this far by themselves.
+    fn protect(&mut self) -> Result<(), Misuse> {
+        for _ in 0..1_000 {
+            if self.protected {
+                break;
+            }
+            self.pair.run(Duration::from_millis(1))?;
+            self.check();
+        }
+        assert!(
+            self.protected,
+            "an undisturbed pair does not come into step"
+        );
+        Ok(())
+    }
+
+    fn step(&mut self, step: u8, program: &mut Program<'_>) -> Result<(), Misuse> {
+        let (at, high) = (usize::from(step >> 4) & 1, usize::from(step >> 5));
+        let channel = CHANNELS[high % 3];
+        let pair = &mut self.pair;
         match step & 15 {
-            // Mostly the world goes on as it should.
-            0..=4 => {
-                for _ in 0..=step & 3 {
-                    self.turn(0, true);
-                    self.turn(1, true);
+            0 => pair.settle()?,
+            1 => pair.run(Duration::from_millis(high as u64 + 1))?,
+            2 => {
+                pair.step(at)?;
+            }
+            3 => {
+                pair.errand(at, Errand::ALL[high % Errand::ALL.len()])?;
+            }
+            4 => {
+                pair.send(at, channel, if high > 3 { 4096 } else { 1 << 20 })?;
+            }
+            5 => {
+                pair.receive(at, channel)?;
+            }
+            6 => pair.cut(channel)?,
+            7 => match pair.host_mut(at) {
+                Some(host) if high < 4 => host.guest.fails = high == 0,
+                Some(host) if high < 6 => host.guest.salt = u64::from(program.byte()),
+                Some(host) => {
+                    host.take(Errand::Datagram);
                 }
-            }
-            5 => self.turn(me, false),
-            6 => self.cut(at),
-            7 => self.hosts[me].datagrams.clear(),
+                None => {}
+            },
             8 => {
-                self.hosts[me].finish(now, 1, step >> 5 == 0);
-            }
-            9 => {
                 self.commands += 1;
-                let command = match step >> 5 {
-                    0 => Command::LostHeartbeat,
-                    1 => Command::FailOver,
-                    2 => Command::Stop,
-                    3 => Command::Continue,
-                    4 => Command::Detach,
-                    5 => Command::Attach,
-                    _ => Command::CheckpointNow,
-                };
-                self.hosts[me].input(now, Input::Command(CommandId(self.commands), command));
+                let command = command(program.byte());
+                pair.input(at, Input::Command(CommandId(self.commands), command))?;
             }
-            10 if self.hosts[me].running => {
-                let epoch = self.hosts[me].epoch;
-                let frame = bytes::Bytes::from(vec![step; 60]);
-                self.hosts[me].input(now, Input::FromGuest { epoch, frame });
+            9 | 10 => {
+                self.clients += 1;
+                let frame = Bytes::from(vec![self.clients as u8; 14 + high * 8]);
+                for at in 0..2 {
+                    pair.input(at, Input::FromWorld(frame.clone()))?;
+                }
             }
             11 => {
-                if let Some(ballot) = self.hosts[me].ballots.pop_front() {
-                    let verdict = Verdict::Unreachable;
-                    self.hosts[me].input(now, Input::Arbiter(ballot.request, verdict));
+                if let Some(host) = pair.host_mut(at) {
+                    host.guest
+                        .scribble(high, mix(self.clients, u64::from(step)));
                 }
+                pair.listen(at)?;
             }
-            low => {
-                self.now = now + Duration::from_millis(u64::from(step >> 4) << (low & 3));
-                for host in &mut self.hosts {
-                    host.input(self.now, Input::Timeout);
-                }
+            12 => pair.reaches_arbiter[at] = high > 1,
+            13 if high == 0 => pair.kill(at)?,
+            13 if pair.host(at).is_none() => {
+                self.boots += 1;
+                let host = self.setup.host(at, Start::Secondary, self.boots, pair);
+                pair.start(at, host);
+            }
+            13 | 14 => {
+                pair.pass(Duration::from_micros(300 << high));
+                pair.wake(at)?;
+            }
+            _ => {
+                pair.pass(Duration::from_micros(300 << high));
+                pair.wake(0)?;
+                pair.wake(1)?;
             }
         }
+        Ok(())
     }
 
-    /// Everything that one host asked of the world happens.
-    fn turn(&mut self, me: usize, heard: bool) {
-        let (now, peer) = (self.now, 1 - me);
-        if let Some(id) = self.hosts[me].persists.pop_front() {
-            self.hosts[me].input(now, Input::Persisted(id));
-        }
-        if let Some(ballot) = self.hosts[me].ballots.pop_front() {
-            let verdict = self.register.cast(&ballot);
-            self.hosts[me].input(now, Input::Arbiter(ballot.request, verdict));
-        }
-        if let Some(id) = self.hosts[me].reads.pop_front() {
-            let verdict = Verdict::Read(self.register);
-            self.hosts[me].input(now, Input::Arbiter(id, verdict));
-        }
-        self.hosts[me].finish(now, 3, false);
-        while let Some(channel) = self.hosts[me].dials.pop_front() {
-            let Some(at) = CHANNELS.iter().position(|&c| c == channel) else {
+    fn check(&mut self) {
+        for at in 0..2 {
+            let Some(host) = self.pair.host_mut(at) else {
                 continue;
             };
-            self.cut(at);
-            self.connected[at] = true;
-            self.hosts[peer].input(now, Input::Up(channel));
-            self.hosts[me].input(now, Input::Up(channel));
-        }
-        for (at, &channel) in CHANNELS.iter().enumerate() {
-            let messages = self.hosts[me].transmit(now, channel);
-            if self.connected[at] {
-                self.wires[peer][at].extend(messages.iter().flat_map(bytes));
+            for (before, state) in host.guest.steps.drain(..) {
+                self.parents.insert(state.history, (before, state.ticks));
+            }
+            if core::mem::take(&mut host.guest.booted) {
+                // A sole owner that lost power: what RAM held is gone for all.
+                let owner = NodeId(at as u64 + 1);
+                assert!(
+                    self.pair.register.is_solo_of(owner),
+                    "boots what is another's"
+                );
+                self.shown = (0, 1);
             }
         }
-        while let Some(channel) = self.hosts[me].hang_ups.pop_front() {
-            if let Some(at) = CHANNELS.iter().position(|&c| c == channel) {
-                self.connected[at] = false;
-                self.wires[me][at].clear();
-                self.hosts[peer].input(now, Input::Down(channel));
+        while let Some((at, report)) = self.pair.report() {
+            match report {
+                Output::ToWorld { frame, .. } => self.leaves(at, &frame),
+                Output::Event(Event::Protected { .. }) => self.protected = true,
+                _ => {}
             }
         }
-        if heard {
-            while let Some((path, bytes)) = self.hosts[me].datagrams.pop_front() {
-                self.hosts[peer].input(now, Input::Datagram(path, &bytes));
-            }
+        let now = self.pair.now();
+        let mut permits = 0;
+        for host in (0..2).filter_map(|at| self.pair.host(at)) {
+            let node = host.node();
+            let permit = node.member().and_then(|m: &Member| m.permit(now));
+            permits += u32::from(permit.is_some_and(|permit| permit.allows(now)));
+            assert!(node.poll_timeout().is_some(), "waits for ever");
+            bounded(host);
         }
-        for (at, &channel) in CHANNELS.iter().enumerate() {
-            let wire = &mut self.wires[me][at];
-            let host = &mut self.hosts[me];
-            for _ in 0..64 {
-                let more = host.receive(now, channel, |len| {
-                    (wire.len() >= len).then(|| wire.drain(..len).collect())
-                });
-                if !more {
-                    break;
-                }
-            }
-        }
+        assert!(permits < 2, "two permits at once");
     }
 
-    fn cut(&mut self, at: usize) {
-        if core::mem::take(&mut self.connected[at]) {
-            for me in 0..2 {
-                self.wires[me][at].clear();
-                self.hosts[me].input(self.now, Input::Down(CHANNELS[at]));
-            }
-        }
-    }
-
-    fn one_owner(&self) {
-        let permits = |host: &Host| {
-            let permit = host.node.member().and_then(|m: &Member| m.permit(self.now));
-            permit.is_some_and(|permit| permit.allows(self.now))
+    /// A frame leaves: its history contains all that was shown, or is part of it.
+    fn leaves(&mut self, at: usize, frame: &[u8]) {
+        let word = |at| frame.get(at..at + 8).and_then(|b| b.try_into().ok());
+        let (Some(ticks), Some(history)) = (word(14), word(22)) else {
+            panic!("a frame that no guest said");
         };
-        assert!(!self.hosts.iter().all(permits), "two permits at once");
+        let this = (u64::from_le_bytes(ticks), u64::from_le_bytes(history));
+        let (old, new) = if this.0 < self.shown.0 {
+            (this, self.shown)
+        } else {
+            (self.shown, this)
+        };
+        let mut back = new;
+        while back.0 > old.0 {
+            match self.parents.get(&back.1) {
+                Some(&(before, _)) => back = (back.0 - 1, before),
+                None => break,
+            }
+        }
+        assert_eq!(back.1, old.1, "host {at} contradicts what a client saw");
+        self.shown = new;
     }
 }
 
-/// What travels: contents are zeros, since no machine sees them.
-fn bytes(message: &Transmit) -> Vec<u8> {
-    let mut bytes = message.head.to_vec();
-    if let Body::Bytes(body) = &message.body {
-        bytes.extend_from_slice(body);
+/// What is queued for a peer that does not read.
+pub(super) fn bounded(host: &Host<Toy>) {
+    for channel in CHANNELS {
+        let queued = host.node().queued(channel);
+        assert!(
+            queued <= 2 * HOLD_BYTES,
+            "{queued} bytes wait on {channel:?}"
+        );
     }
-    bytes.resize(usize::try_from(message.len()).unwrap_or(0), 0);
-    bytes
+}
+
+pub(super) fn command(which: u8) -> Command {
+    match which % 12 {
+        0 => Command::CheckpointNow,
+        1 => Command::LostHeartbeat,
+        2 => Command::FailOver,
+        3 => Command::Detach,
+        4 => Command::Attach,
+        5 => Command::CheckpointDelay(Duration::from_millis(u64::from(which))),
+        6 => Command::SetMode(Mode::Standby),
+        7 => Command::SetMode(Mode::Lockstep),
+        8 => Command::Stop,
+        9 => Command::Continue,
+        10 => Command::XenDoCheckpoint,
+        _ => Command::Shutdown,
+    }
 }

@@ -53,6 +53,20 @@ pub enum Control {
     Arbitrating,
 }
 
+impl Control {
+    /// Every code, in the order of their numbers.
+    pub const ALL: [Self; 8] = [
+        Self::Hello,
+        Self::DualStart,
+        Self::DualAck,
+        Self::Yield,
+        Self::Abstain,
+        Self::DropRequest,
+        Self::SoloNotice,
+        Self::Arbitrating,
+    ];
+}
+
 /// Bits of the flags byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Flags(pub u8);
@@ -110,6 +124,21 @@ pub enum MemberState {
     TakeoverWait,
     /// 8: not the owner; the VM is paused.
     Fenced,
+}
+
+impl MemberState {
+    /// Every state, by number.
+    pub const ALL: [Self; 9] = [
+        Self::Idle,
+        Self::Syncing,
+        Self::Secondary,
+        Self::PrimaryDual,
+        Self::PrimarySolo,
+        Self::PrimaryArbitrating,
+        Self::SecondaryArbitrating,
+        Self::TakeoverWait,
+        Self::Fenced,
+    ];
 }
 
 /// A decoded datagram.
@@ -272,23 +301,12 @@ fn array<const N: usize>(bytes: &[u8; DATAGRAM_SIZE], at: usize) -> [u8; N] {
     out
 }
 
-const CONTROLS: [Control; 8] = [
-    Control::Hello,
-    Control::DualStart,
-    Control::DualAck,
-    Control::Yield,
-    Control::Abstain,
-    Control::DropRequest,
-    Control::SoloNotice,
-    Control::Arbitrating,
-];
-
 fn control_code(control: Control) -> u16 {
     control as u16 + 1
 }
 
 fn control_of(code: u16) -> Result<Control, DatagramError> {
-    CONTROLS
+    Control::ALL
         .into_iter()
         .find(|&c| control_code(c) == code)
         .ok_or(DatagramError::Value {
@@ -297,24 +315,12 @@ fn control_of(code: u16) -> Result<Control, DatagramError> {
         })
 }
 
-const STATES: [MemberState; 9] = [
-    MemberState::Idle,
-    MemberState::Syncing,
-    MemberState::Secondary,
-    MemberState::PrimaryDual,
-    MemberState::PrimarySolo,
-    MemberState::PrimaryArbitrating,
-    MemberState::SecondaryArbitrating,
-    MemberState::TakeoverWait,
-    MemberState::Fenced,
-];
-
 const fn state_code(state: MemberState) -> u8 {
     state as u8
 }
 
 fn state_of(code: u8) -> Result<MemberState, DatagramError> {
-    STATES
+    MemberState::ALL
         .get(usize::from(code))
         .copied()
         .ok_or_else(|| DatagramError::Value {
@@ -351,9 +357,9 @@ mod tests {
     fn every_kind_and_state_reads_back() {
         let kinds = [Kind::Heartbeat, Kind::Ack]
             .into_iter()
-            .chain(CONTROLS.map(Kind::Control));
+            .chain(Control::ALL.map(Kind::Control));
         for kind in kinds {
-            for state in STATES {
+            for state in MemberState::ALL {
                 let sent = datagram(kind, state);
                 let bytes = sent.encode(KEY, NodeId(1));
                 assert_eq!(Datagram::decode(KEY, NodeId(1), &bytes), Ok(sent));

@@ -34,7 +34,7 @@ pub fn encode_runs(runs: &PageRuns, out: &mut BytesMut) {
 /// [`DecodeError`] naming the field that is wrong.
 pub fn decode_runs(message: &'static str, mut bytes: &[u8]) -> Result<PageRuns, DecodeError> {
     let len = bytes.len() as u64;
-    let mut runs = PageRuns::new();
+    let mut runs = PageRuns::with_capacity(bytes.len() / RUN_LEN);
     while !bytes.is_empty() {
         let parsed: IResult<&[u8], _> = (le_u64, le_u32, le_u16, le_u16).parse(bytes);
         let Ok((rest, (first, pages, slot, zero))) = parsed else {
