@@ -5,21 +5,16 @@ use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
     mem::size_of,
-    time::Duration,
+    num::NonZeroU32,
 };
 
+use bytes::BytesMut;
 use colo_proto::{
-    command::{Command, CommandId},
-    config::Config,
     event::Event,
-    id::{PageRuns, Slot},
-    machine::{Body, GuestDone, GuestOp, Input, Machine as _, Output, Sink},
-    member::{BootId, MacKey, MemberConfig, NodeId, VmId},
-    node::{Node, Start},
-    ram::{CacheMode, PageSet},
-    testing::{Guest, Host, Pair},
-    time::Instant,
-    wire::{BATCH_PAGES, BATCH_RUNS},
+    id::{Generation, PageRun, PageRuns, Slot},
+    machine::{Input, Output},
+    ram::PageSet,
+    wire::{BATCH_PAGES, BATCH_RUNS, HEAD_LEN, Head, Kind, RUN_LEN, encode_runs},
 };
 
 std::thread_local! {
@@ -58,96 +53,55 @@ fn calls(work: impl FnOnce()) -> u64 {
     CALLS.get() - before
 }
 
-/// 4,096 pages that nobody looks into.
-#[derive(Clone, Default)]
-struct Pages {
-    dirty: Vec<u64>,
+fn set(runs: &[(u64, u32)]) -> PageSet {
+    let mut set = PageSet::new(&[(Slot(0), 1 << 20)]);
+    for &(first, pages) in runs {
+        let pages = NonZeroU32::new(pages).unwrap();
+        assert!(set.insert(PageRun {
+            slot: Slot(0),
+            first,
+            pages
+        }));
+    }
+    set
 }
 
-const PAGES: u64 = 4096;
-
-impl Guest for Pages {
-    type Contents = ();
-
-    fn operate(&mut self, op: GuestOp) -> GuestDone {
-        op.done()
-    }
-
-    fn dirty(&mut self) -> Vec<(Slot, Vec<u64>)> {
-        vec![(Slot(0), std::mem::take(&mut self.dirty))]
-    }
-
-    fn read(&mut self, _: &Body) {}
-
-    fn write(&mut self, _: &Sink, (): ()) {}
-}
-
-/// A pair in step.
-fn pair(cache: CacheMode) -> Pair<Pages> {
-    let host = |id, start| {
-        let member = MemberConfig::new(VmId([7; 16]), NodeId(3 - id), MacKey([7; 16]));
-        let config = Config::builder(NodeId(id), member, &[(Slot(0), PAGES)])
-            .cache(cache)
-            .longest(Duration::from_secs(3600))
-            .build()
-            .unwrap();
-        let node = Node::new(config, start, BootId(id), None, id, Instant::ZERO);
-        Host::new(node, Pages::default())
-    };
-    let primary = host(1, Start::Primary);
-    let mut pair = Pair::new(primary.node().channels(), Instant::ZERO);
-    pair.start(0, primary);
-    pair.start(1, host(2, Start::Secondary));
-    while !pair.host(0).unwrap().node().status().protected {
-        pair.run(Duration::from_millis(1)).unwrap();
-    }
-    pair
-}
-
-/// A checkpoint of the pages of `words`, on both hosts: how many pages it had, and how often it
-/// asked for memory, test harness included.
-fn checkpoint(pair: &mut Pair<Pages>, words: &[u64]) -> (u64, u64) {
-    while pair.report().is_some() {}
-    pair.host_mut(0).unwrap().guest.dirty = words.to_vec();
-    let allocations = calls(|| {
-        let now = Input::Command(CommandId(1), Command::CheckpointNow);
-        pair.input(0, now).unwrap();
-        pair.run(Duration::from_millis(10)).unwrap();
-    });
-    let mut pages = 0;
-    while let Some((_, said)) = pair.report() {
-        if let Output::Event(Event::Checkpointed { pages: n, .. }) = said {
-            pages += n;
-        }
-    }
-    (pages, allocations)
+/// One batch as a primary builds it: runs out of the set, then head and table in one buffer.
+fn batch(set: &mut PageSet) -> BytesMut {
+    let runs = set.take_runs(BATCH_PAGES, BATCH_RUNS);
+    let mut out = BytesMut::with_capacity(HEAD_LEN + runs.as_slice().len() * RUN_LEN);
+    Head::new(Kind::Pages, Generation(1), 1).put(&mut out);
+    encode_runs(&runs, &mut out);
+    out
 }
 
 #[test]
-fn a_checkpoint_costs_the_same_however_many_pages_it_has() {
-    let run = |pages: usize| vec![u64::MAX; pages / 64];
-    // Two pages, two not, and so on.
-    let scattered = |pages: usize| vec![0x3333_3333_3333_3333; pages / 32];
-    for cache in [CacheMode::Union, CacheMode::Full] {
-        let mut steady = pair(cache);
-        for words in [run(1024), scattered(1024)] {
-            checkpoint(&mut steady, &words);
+fn a_batch_costs_the_same_however_many_pages_it_has() {
+    let (mut small, mut large) = (set(&[(70, 64)]), set(&[(70, 1024)]));
+    let few = calls(|| drop(batch(&mut small)));
+    let many = calls(|| drop(batch(&mut large)));
+    assert!(small.is_empty() && large.is_empty());
+    assert!(few > 0, "the counter counts");
+    assert_eq!(few, many);
+}
+
+#[test]
+fn batches_cost_in_proportion_to_their_number() {
+    let mut one = set(&[(0, 1024)]);
+    let mut many = set(&[(0, 64 * 1024)]);
+    let once = calls(|| drop(batch(&mut one)));
+    let all = calls(|| {
+        while !many.is_empty() {
+            drop(batch(&mut many));
         }
-        for (few, many) in [(run(64), run(1024)), (scattered(64), scattered(1024))] {
-            let (pages, few) = checkpoint(&mut steady.clone(), &few);
-            assert_eq!(pages, 64);
-            let (pages, many) = checkpoint(&mut steady.clone(), &many);
-            assert_eq!(pages, 1024);
-            assert!(few > 0, "the counter counts");
-            assert_eq!(few, many, "{cache:?}");
-        }
-    }
+    });
+    assert_eq!(all, 64 * once);
 }
 
 #[test]
 fn a_kept_buffer_and_a_dirty_log_cost_nothing() {
     let words = vec![0x0001_0001_0001_0001; 1 << 14];
-    let mut set = PageSet::new(&[(Slot(0), 1 << 20)]);
+    let mut set = set(&[]);
     set.merge(Slot(0), &words);
     let mut runs = PageRuns::new();
     set.take_runs_into(BATCH_PAGES, BATCH_RUNS, &mut runs);
