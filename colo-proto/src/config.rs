@@ -16,6 +16,8 @@ use crate::{
 /// A configuration that passed its checks.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Config {
+    #[cfg(feature = "mutations")]
+    pub(crate) bug: Option<crate::mutation::Bug>,
     pub(crate) node: NodeId,
     pub(crate) member: MemberConfig,
     pub(crate) slots: Vec<(Slot, u64)>,
@@ -63,6 +65,8 @@ impl Config {
     #[must_use]
     pub fn builder(node: NodeId, member: MemberConfig, slots: &[(Slot, u64)]) -> ConfigBuilder {
         ConfigBuilder(Self {
+            #[cfg(feature = "mutations")]
+            bug: None,
             node,
             member,
             slots: slots.to_vec(),
@@ -96,6 +100,14 @@ impl Config {
         core::iter::once(Channel::Control)
             .chain((0..self.lanes).map(Channel::Ram))
             .chain(core::iter::once(Channel::Net))
+    }
+
+    /// The same with a seeded bug.
+    #[cfg(feature = "mutations")]
+    #[must_use]
+    pub const fn with_bug(mut self, bug: Option<crate::mutation::Bug>) -> Self {
+        self.bug = bug;
+        self
     }
 
     pub(crate) fn hello(&self, boot: u64, mode: Mode) -> Hello {

@@ -29,6 +29,10 @@ pub mod id;
 mod link;
 pub mod machine;
 pub mod member;
+#[cfg(not(feature = "mutations"))]
+mod mutation;
+#[cfg(feature = "mutations")]
+pub mod mutation;
 pub mod net;
 pub mod node;
 pub mod primary;

@@ -21,6 +21,7 @@ use crate::{
         Output, ReplicationOp, TimerKind, Transmit,
     },
     member::{BootId, Command as MemberCommand, Health, Local, MemberEvent, MemberOutput},
+    mutation::bug,
     net::{Comparator, Held, InputLog, Logged, passes},
     ram::{CacheMode, PageSet},
     secondary::Secondary,
@@ -499,6 +500,11 @@ impl Primary {
             self.pages.insert(*run);
         }
         let resume = self.base.config.resume == ResumePolicy::AfterCapture && self.may_run();
+        let also = if bug!(self.base.config, CaptureWithoutAlso) {
+            PageRuns::default()
+        } else {
+            also
+        };
         self.base.op(GuestOp::Capture {
             epoch: tx.epoch,
             also,
@@ -532,6 +538,11 @@ impl Primary {
             );
             return self.guest_failed(GuestOpKind::Capture, why);
         }
+        if bug!(self.base.config, ReleaseBeforeReceived) {
+            while let Some(frame) = self.held.release_covered(tx.epoch) {
+                self.base.release(frame);
+            }
+        }
         self.pace.captured();
         self.asked_for_unanswered = false;
         let body = VmstateSend {
@@ -556,7 +567,12 @@ impl Primary {
             _ => return Err(self.out_of_phase(Kind::VmstateReceived)),
         };
         tx.times.received = tx.lap(self.base.now);
-        while let Some(frame) = self.held.release_covered(tx.epoch) {
+        let covered = if bug!(self.base.config, NewOutputWithOld) {
+            tx.epoch.next()
+        } else {
+            tx.epoch
+        };
+        while let Some(frame) = self.held.release_covered(covered) {
             self.base.release(frame);
         }
         self.inputs.cut(tx.inputs);
@@ -766,6 +782,11 @@ impl Primary {
             });
         }
         if self.base.mode == Mode::Lockstep {
+            let said = self.held.since_commit().next();
+            let frame = match said {
+                Some(said) if bug!(self.base.config, MismatchIgnored) => said.clone(),
+                _ => frame,
+            };
             self.comparator.theirs(epoch, frame);
             self.release_agreed();
         }
@@ -774,10 +795,12 @@ impl Primary {
 
     fn release_agreed(&mut self) {
         let before = self.held.agreed();
-        while let Some(frame) = self
-            .held
-            .release_agreed(self.comparator.matched(), self.inputs.acked())
-        {
+        let acked = if bug!(self.base.config, InputAckUnchecked) {
+            u64::MAX
+        } else {
+            self.inputs.acked()
+        };
+        while let Some(frame) = self.held.release_agreed(self.comparator.matched(), acked) {
             self.base.stats.matched += 1;
             self.base.release(frame);
         }

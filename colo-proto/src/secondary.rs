@@ -14,7 +14,7 @@ use core::time::Duration;
 use crate::{
     base::{Base, Until},
     command::{Answer, Command, CommandId, Refusal},
-    epoch::{Announced, Coming, LaneEnds, StateBytes, Target},
+    epoch::{Announced, Coming, LaneEnds, StateBytes, Target, Whole},
     error::{Misuse, PeerFault},
     event::{Event, PeerLost, Queue},
     id::{Channel, Epoch, Generation, PageRun, Role},
@@ -24,6 +24,7 @@ use crate::{
         ReplicationOp, Sink, TimerKind, Transmit,
     },
     member::{BootId, Command as MemberCommand, Local, MemberOutput, MemberState},
+    mutation::bug,
     net::{NotStored, Shadow, StoredInputs, passes},
     primary::{FLAG_FIRST, Primary},
     ram::{Cache, CacheMode, PageSet},
@@ -213,7 +214,8 @@ impl Secondary {
             self.base.event(Event::Protected { mode, epoch });
             return true;
         }
-        if self.settling && !self.target.loading() {
+        let settled = !self.target.loading() || bug!(self.base.config, SettledWhileLoading);
+        if self.settling && settled {
             self.settling = false;
             self.base.local(Local::Settled);
             return true;
@@ -453,6 +455,12 @@ impl Secondary {
                 && let StateBytes::Coming(len) = coming.state
             {
                 coming.state = StateBytes::Here(len);
+                if bug!(self.base.config, CommitPartial) {
+                    coming.pages = coming.announced.map_or(0, |a| a.pages);
+                    for lane in 0..self.peer_lanes {
+                        coming.lanes.end(lane);
+                    }
+                }
             }
             return self.check_whole();
         }
@@ -559,7 +567,8 @@ impl Secondary {
             return;
         };
         self.reporting.clear();
-        if self.base.config.cache == CacheMode::Union && !coming.first {
+        let forgets = bug!(self.base.config, OwnPagesForgotten);
+        if self.base.config.cache == CacheMode::Union && !coming.first && !forgets {
             self.reporting.union(self.cache.own());
         }
         self.target = Target::Replying(coming);
@@ -679,7 +688,9 @@ impl Secondary {
                 _ => Ok(()),
             };
         }
-        if !self.cache.covers_own() {
+        let unminded =
+            bug!(self.base.config, OwnPagesForgotten) || bug!(self.base.config, CommitPartial);
+        if !self.cache.covers_own() && !unminded {
             return Err(PeerFault::Field {
                 message: Kind::VmstateSend.name(),
                 field: "own dirty pages sent back",
@@ -707,6 +718,9 @@ impl Secondary {
             runs,
         });
         self.target = Target::CommittingRam(whole);
+        if bug!(self.base.config, AckBeforeLoaded) && !whole.first {
+            self.base.send_control(Kind::VmstateLoaded, whole.epoch.0);
+        }
     }
 
     fn ram_committed(&mut self, epoch: Epoch) {
@@ -755,7 +769,7 @@ impl Secondary {
                 self.base.local(Local::Synced { from, epoch });
             }
             self.base.send_control(Kind::CheckpointReady, whole.epoch.0);
-        } else {
+        } else if !bug!(self.base.config, AckBeforeLoaded) {
             self.base.send_control(Kind::VmstateLoaded, whole.epoch.0);
         }
     }
@@ -945,6 +959,27 @@ impl Secondary {
         if self.target.loading() {
             // Needed to name the owner when the load ends.
             self.base.peer = peer;
+        }
+        if bug!(self.base.config, WholeDroppedOnLoss) && self.target.loading() {
+            self.target = Target::Shadowing;
+            self.base.local(Local::CheckpointRunning(false));
+            self.base.hands.forget_queued();
+        }
+        if let Target::Receiving(coming) = self.target
+            && bug!(self.base.config, HalfAppliedOnLoss)
+            && let (Some(a), StateBytes::Here(state_len)) = (coming.announced, coming.state)
+        {
+            let runs = self.cache.commit();
+            let epoch = coming.epoch;
+            self.base.op(GuestOp::CommitRam { epoch, runs });
+            self.target = Target::CommittingRam(Whole {
+                epoch,
+                first: coming.first,
+                mode: a.mode,
+                inputs: a.inputs,
+                state_len,
+                pages: coming.pages,
+            });
         }
         if let Some(coming) = self.target.coming() {
             self.base.stats.aborted += 1;

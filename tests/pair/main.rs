@@ -1,4 +1,5 @@
-//! Pairs in the simulated world: named scenarios, and random schedules.
+//! Pairs in the simulated world: named scenarios, random schedules, and seeded bugs that those
+//! must notice.
 
 #![allow(
     clippy::unwrap_used,
@@ -7,5 +8,6 @@
     reason = "tests"
 )]
 
+mod mutations;
 mod scenarios;
 mod schedules;

@@ -5,14 +5,19 @@
 
 use std::{ops::Range, sync::mpsc, thread};
 
+use colo_proto::mutation::Bug;
 use colo_tests::{Counts, Setup, World};
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-fn play(seed: u64, telling: bool) -> World {
-    let mut world = World::new(seed, Setup::numbered(seed));
+pub(crate) fn play(seed: u64, bug: Option<Bug>, telling: bool) -> World {
+    let setup = Setup {
+        bug,
+        ..Setup::numbered(seed)
+    };
+    let mut world = World::new(seed, setup);
     world.telling = telling;
     let settle = world.below(600);
     world.run(settle);
@@ -35,7 +40,7 @@ fn played(seeds: Range<u64>) -> impl Iterator<Item = (u64, World)> {
             let (give, take) = mpsc::sync_channel(16);
             thread::spawn(move || {
                 for n in (worker..many).step_by(workers as usize) {
-                    if give.send(play(first + n, false)).is_err() {
+                    if give.send(play(first + n, None, false)).is_err() {
                         return;
                     }
                 }
@@ -53,7 +58,7 @@ fn played(seeds: Range<u64>) -> impl Iterator<Item = (u64, World)> {
 #[test]
 fn random_schedules_break_no_promise() {
     if let Some(seed) = number("COLO_SEED") {
-        let world = play(seed, true);
+        let world = play(seed, None, true);
         println!("{}", world.story.join("\n"));
         assert_eq!(world.violation, None);
         return;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use colo_proto::{
     config::{Config, PassThrough},
-    event::Event,
+    error::PeerFault,
+    event::{Event, PeerLost},
     id::Slot,
     machine::{GuestOpKind, Machine, Output},
     member::{BootId, MacKey, MemberConfig, NodeId, Record, VmId},
@@ -64,7 +65,8 @@ impl World {
             .stall(Duration::from_secs(2))
             .pass(PassThrough::default())
             .build()
-            .expect("a good configuration");
+            .expect("a good configuration")
+            .with_bug(setup.bug);
         let node = Node::new(config, start, boot, host.record, entropy, now);
         let guest = Guest::new(start == Start::Primary);
         host.process = Some(Process {
@@ -151,6 +153,12 @@ impl World {
                     Event::Promoted { .. } => self.counts.takeovers += 1,
                     Event::Protected { .. } => self.counts.protected += 1,
                     _ => {}
+                }
+                if let Event::PeerLeft(PeerLost::Faulty(fault @ PeerFault::OutOfPhase { .. })) =
+                    &event
+                    && !self.counts.faults.contains_key("malformed")
+                {
+                    self.violate(format!("host {i} calls an honest peer faulty: {fault:?}"));
                 }
                 if let Some(p) = &mut self.hosts[i].process {
                     p.promoted |= matches!(event, Event::Promoted { .. });

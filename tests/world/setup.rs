@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use colo_proto::{
+    mutation::Bug,
     ram::CacheMode,
     status::{Mode, ResumePolicy},
 };
@@ -20,6 +21,8 @@ pub struct Setup {
     pub lanes: u8,
     /// Percent of client frames that make the guests differ.
     pub diverge: u64,
+    /// The seeded bug of both hosts.
+    pub bug: Option<Bug>,
 }
 
 impl Setup {
@@ -44,6 +47,7 @@ impl Setup {
             },
             lanes: if n & 8 == 0 { 1 } else { 2 },
             diverge: if n & 16 == 0 { 0 } else { 20 },
+            bug: None,
         }
     }
 }

@@ -18,4 +18,4 @@ mod target;
 
 pub(crate) use pace::Pace;
 pub(crate) use source::{LaneEnds, Source, Transaction};
-pub(crate) use target::{Announced, Coming, StateBytes, Target};
+pub(crate) use target::{Announced, Coming, StateBytes, Target, Whole};

@@ -1,0 +1,45 @@
+//! Seeded bugs of the epoch and output side. The simulated world must find each of them; see
+//! docs/correctness.md. Those of ownership are in [`member`](crate::member).
+
+/// A rule to break.
+#[cfg(feature = "mutations")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Bug {
+    /// Output leaves at the capture, before VMSTATE_RECEIVED.
+    ReleaseBeforeReceived,
+    /// A checkpoint counts as whole as soon as its state is here, whatever pages are missing.
+    CommitPartial,
+    /// The member is told that nothing is in hand while a checkpoint loads (RELAUNCH is dropped).
+    SettledWhileLoading,
+    /// Agreed output leaves though the inputs it answers are not stored on the secondary.
+    InputAckUnchecked,
+    /// The secondary's own dirty pages are neither reported nor missed.
+    OwnPagesForgotten,
+    /// The capture is not told which pages it must copy besides those dirty now.
+    CaptureWithoutAlso,
+    /// Output said after the capture leaves with the epoch that it is not part of.
+    NewOutputWithOld,
+    /// Output that the secondary's guest contradicts leaves all the same.
+    MismatchIgnored,
+    /// A half-received checkpoint is applied when the peer is lost.
+    HalfAppliedOnLoss,
+    /// A whole checkpoint is dropped when the peer is lost.
+    WholeDroppedOnLoss,
+    /// VMSTATE_LOADED leaves before the load began.
+    AckBeforeLoaded,
+}
+
+/// Whether the seeded bug is in this machine. Constantly false without the feature.
+macro_rules! bug {
+    ($config:expr, $bug:ident) => {{
+        #[cfg(feature = "mutations")]
+        {
+            $config.bug == Some(crate::mutation::Bug::$bug)
+        }
+        #[cfg(not(feature = "mutations"))]
+        {
+            false
+        }
+    }};
+}
+pub(crate) use bug;
