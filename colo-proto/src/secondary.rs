@@ -688,9 +688,10 @@ impl Secondary {
                 _ => Ok(()),
             };
         }
-        let unminded =
-            bug!(self.base.config, OwnPagesForgotten) || bug!(self.base.config, CommitPartial);
-        if !self.cache.covers_own() && !unminded {
+        let mut missing = !self.cache.covers_own();
+        missing &= !bug!(self.base.config, OwnPagesForgotten);
+        missing &= !bug!(self.base.config, CommitPartial);
+        if missing {
             return Err(PeerFault::Field {
                 message: Kind::VmstateSend.name(),
                 field: "own dirty pages sent back",
