@@ -27,10 +27,12 @@ impl World {
         self.after(millis * 1000, Due::Restart(i));
     }
 
-    /// Nothing runs on the host for a while; its clock goes on.
+    /// Nothing runs on the host for a while; its clock goes on. A host that is frozen already does
+    /// not thaw earlier: what waits for it would be overtaken.
     pub fn freeze(&mut self, i: usize, millis: u64) {
         self.fault("freeze", i);
-        self.hosts[i].frozen = self.t + millis * 1000;
+        let thaw = self.t + millis * 1000;
+        self.hosts[i].frozen = self.hosts[i].frozen.max(thaw);
     }
 
     /// What the host sends does not arrive.
