@@ -476,8 +476,8 @@ impl Secondary {
     /// The ends of the live round `number`, which begins with the first message of it.
     fn round(&mut self, number: u64, kind: Kind) -> Result<&mut LaneEnds, PeerFault> {
         if matches!(self.target, Target::Empty) && number == 0 {
-            self.cache.abandon();
             // All memory is replaced: what the guest of an earlier pairing wrote is of no account.
+            self.cache.begin_anew();
             self.ran = false;
             self.target = Target::Synchronising {
                 round: 0,

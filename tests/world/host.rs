@@ -154,8 +154,9 @@ impl World {
                     Event::Protected { .. } => self.counts.protected += 1,
                     _ => {}
                 }
-                if let Event::PeerLeft(PeerLost::Faulty(fault @ PeerFault::OutOfPhase { .. })) =
-                    &event
+                if let Event::PeerLeft(PeerLost::Faulty(
+                    fault @ (PeerFault::OutOfPhase { .. } | PeerFault::Field { .. }),
+                )) = &event
                     && !self.counts.faults.contains_key("malformed")
                 {
                     self.violate(format!("host {i} calls an honest peer faulty: {fault:?}"));

@@ -79,6 +79,13 @@ impl Cache {
         self.received.clear();
     }
 
+    /// A first synchronisation begins: it replaces all of `R`, so that what this side wrote before
+    /// is of no account.
+    pub fn begin_anew(&mut self) {
+        self.received.clear();
+        self.own.clear();
+    }
+
     /// The pages to copy into `R` now that the epoch is whole: everything received, and with a
     /// full cache everything this side wrote itself. Both sets are empty afterwards.
     pub fn commit(&mut self) -> PageRuns {
