@@ -137,8 +137,7 @@ impl World {
             if self.protected {
                 break;
             }
-            self.pair.run(Duration::from_millis(1))?;
-            self.check();
+            self.run(1)?;
         }
         assert!(
             self.protected,
@@ -147,13 +146,33 @@ impl World {
         Ok(())
     }
 
+    /// Milliseconds in which all that is asked for happens at once.
+    fn run(&mut self, millis: usize) -> Result<(), Misuse> {
+        for _ in 0..millis {
+            self.pair.pass(Duration::from_millis(1));
+            self.pair.wake(0)?;
+            self.pair.wake(1)?;
+            self.settle()?;
+        }
+        Ok(())
+    }
+
+    /// Everything happens that can happen now. Checked in between: at the end, an owner that booted
+    /// alone may be one of a pair again.
+    fn settle(&mut self) -> Result<(), Misuse> {
+        while self.pair.step(0)? | self.pair.step(1)? {
+            self.check();
+        }
+        Ok(())
+    }
+
     fn step(&mut self, step: u8, program: &mut Program<'_>) -> Result<(), Misuse> {
         let (at, high) = (usize::from(step >> 4) & 1, usize::from(step >> 5));
         let channel = CHANNELS[high % 3];
         let pair = &mut self.pair;
         match step & 15 {
-            0 => pair.settle()?,
-            1 => pair.run(Duration::from_millis(high as u64 + 1))?,
+            0 => self.settle()?,
+            1 => self.run(high + 1)?,
             2 => {
                 pair.step(at)?;
             }
