@@ -2,7 +2,7 @@
 //! the loop of [`serve`]. Here a VMM of nothing but stubs runs alone for a simulated second; each
 //! comment says what stands there in a real one. `cargo run -p colo-proto --example embed`
 
-use std::{collections::VecDeque, num::NonZeroUsize, time::Duration};
+use std::{collections::VecDeque, num::NonZeroUsize};
 
 use colo_proto::{
     config::Config,
@@ -94,13 +94,7 @@ impl Toy {
             // The same, with dirty pages and device state copied to a staging area.
             GuestOp::Capture { epoch, resume, .. } => {
                 self.running = resume;
-                GuestDone::Captured(Captured {
-                    epoch,
-                    state_len: 0,
-                    inputs: 0,
-                    pause: Duration::ZERO,
-                    live: Duration::ZERO,
-                })
+                GuestDone::Captured(Captured::new(epoch, 0))
             }
             // Parse the received device state; touch nothing.
             GuestOp::CheckState(epoch) => GuestDone::StateChecked(epoch),

@@ -17,7 +17,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Config {
     #[cfg(feature = "mutations")]
-    pub(crate) bug: Option<crate::mutation::Bug>,
+    pub(crate) bug: Option<crate::Bug>,
     pub(crate) node: NodeId,
     pub(crate) member: MemberConfig,
     pub(crate) slots: Vec<(Slot, u64)>,
@@ -105,7 +105,7 @@ impl Config {
     /// The same with a seeded bug.
     #[cfg(feature = "mutations")]
     #[must_use]
-    pub const fn with_bug(mut self, bug: Option<crate::mutation::Bug>) -> Self {
+    pub const fn with_bug(mut self, bug: Option<crate::Bug>) -> Self {
         self.bug = bug;
         self
     }

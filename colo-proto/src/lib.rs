@@ -29,10 +29,7 @@ pub mod id;
 mod link;
 pub mod machine;
 pub mod member;
-#[cfg(not(feature = "mutations"))]
 mod mutation;
-#[cfg(feature = "mutations")]
-pub mod mutation;
 pub mod net;
 pub mod node;
 pub mod primary;
@@ -44,3 +41,6 @@ pub mod status;
 pub mod testing;
 pub mod time;
 pub mod wire;
+
+#[cfg(feature = "mutations")]
+pub use mutation::Bug;

@@ -29,17 +29,25 @@ pub enum Bug {
     AckBeforeLoaded,
 }
 
-/// Whether the seeded bug is in this machine. Constantly false without the feature.
-macro_rules! bug {
-    ($config:expr, $bug:ident) => {{
+/// Whether a bug is seeded. Without the feature constantly false, and the question is not compiled.
+macro_rules! seeded {
+    ($is:expr) => {{
         #[cfg(feature = "mutations")]
         {
-            $config.bug == Some(crate::mutation::Bug::$bug)
+            $is
         }
         #[cfg(not(feature = "mutations"))]
         {
             false
         }
     }};
+}
+pub(crate) use seeded;
+
+/// Whether the seeded bug is in this machine.
+macro_rules! bug {
+    ($config:expr, $bug:ident) => {
+        crate::mutation::seeded!($config.bug == Some(crate::Bug::$bug))
+    };
 }
 pub(crate) use bug;

@@ -220,20 +220,18 @@ impl Secondary {
             self.base.local(Local::Settled);
             return true;
         }
-        if self.is_alone() {
+        if self.is_alone() && !matches!(self.target, Target::Empty) {
             // Whatever replica there was, the member has given it up.
-            if !matches!(self.target, Target::Empty) {
-                self.leave_colo();
-                self.target = Target::Empty;
-            }
-            if let Dialling::At(at, pause) = self.dialling
-                && now >= at
-                && self.may_dial()
-            {
-                self.dialling = Dialling::Connecting(now, pause);
-                self.base.push(Output::Dial(Channel::Control));
-                return true;
-            }
+            self.leave_colo();
+            self.target = Target::Empty;
+        }
+        if let Dialling::At(at, pause) = self.dialling
+            && now >= at
+            && self.may_dial()
+        {
+            self.dialling = Dialling::Connecting(now, pause);
+            self.base.push(Output::Dial(Channel::Control));
+            return true;
         }
         if let Dialling::Connecting(since, _) = self.dialling
             && now.since(since) >= self.base.config.handshake

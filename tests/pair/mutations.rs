@@ -1,7 +1,7 @@
 //! Seeded bugs of the epoch and output side: the random schedules must notice each. A check that
 //! catches nothing here would prove nothing in `schedules`.
 
-use colo_proto::mutation::Bug;
+use colo_proto::Bug;
 
 use crate::schedules::play;
 
@@ -20,8 +20,8 @@ fn is_caught_by(bug: Bug, by: &[&str]) {
 }
 
 macro_rules! mutations {
-    ($($name:ident: $bug:ident by $($by:literal)|+;)*) => {
-        $(#[test] fn $name() { is_caught_by(Bug::$bug, &[$($by),+]); })*
+    ($($(#[$how:meta])* $name:ident: $bug:ident by $($by:literal)|+;)*) => {
+        $(#[test] $(#[$how])* fn $name() { is_caught_by(Bug::$bug, &[$($by),+]); })*
     };
 }
 
@@ -33,6 +33,10 @@ mutations! {
     capture_without_also: CaptureWithoutAlso by "RAM after a commit";
     new_output_with_the_old_epoch: NewOutputWithOld by "output commit";
     mismatch_ignored: MismatchIgnored by "output commit";
+    #[ignore = "not caught yet: the world's checks are to be strengthened"]
+    input_ack_unchecked: InputAckUnchecked by "output commit";
+    #[ignore = "not caught yet: the world's checks are to be strengthened"]
+    half_applied_on_loss: HalfAppliedOnLoss by "RAM after a commit" | "mixture";
     whole_dropped_on_loss: WholeDroppedOnLoss by "mixture" | "output commit";
     acknowledged_before_loaded: AckBeforeLoaded by "honest peer";
 }

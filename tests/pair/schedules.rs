@@ -3,9 +3,9 @@
 //! `COLO_SCHEDULES=1000000 cargo test --release -p colo-tests --test pair schedules -- --nocapture`
 //! runs many; `COLO_SEED=n` tells the story of one.
 
-use std::{ops::Range, sync::mpsc, thread};
+use std::{num::NonZeroUsize, ops::Range, sync::mpsc, thread};
 
-use colo_proto::mutation::Bug;
+use colo_proto::Bug;
 use colo_tests::{Counts, Setup, World};
 
 fn number(name: &str) -> Option<u64> {
@@ -30,29 +30,20 @@ pub(crate) fn play(seed: u64, bug: Option<Bug>, telling: bool) -> World {
     world
 }
 
-/// Plays the schedules on every processor; gives them back in order.
-fn played(seeds: Range<u64>) -> impl Iterator<Item = (u64, World)> {
-    let workers = thread::available_parallelism().map_or(1, |n| n.get() as u64);
-    let (many, first) = (seeds.end - seeds.start, seeds.start);
-    let results: Vec<_> = (0..workers)
-        .map(|worker| {
-            // A worker that is far ahead waits: a world is large.
-            let (give, take) = mpsc::sync_channel(16);
-            thread::spawn(move || {
-                for n in (worker..many).step_by(workers as usize) {
-                    if give.send(play(first + n, None, false)).is_err() {
-                        return;
-                    }
-                }
-            });
-            take
-        })
-        .collect();
-    seeds.map(move |seed| {
-        let worker = (seed - first) % workers;
-        let world = results[worker as usize].recv().expect("a worker lives on");
-        (seed, world)
-    })
+/// Plays the schedules on every processor, and tells what became of each as it ends.
+fn played(seeds: Range<u64>) -> impl Iterator<Item = (u64, Counts, Option<String>)> {
+    let workers = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let (tell, told) = mpsc::channel();
+    for worker in 0..workers {
+        let (tell, mine) = (tell.clone(), seeds.clone().skip(worker).step_by(workers));
+        thread::spawn(move || {
+            for seed in mine {
+                let world = play(seed, None, false);
+                tell.send((seed, world.counts, world.violation)).unwrap();
+            }
+        });
+    }
+    told.into_iter()
 }
 
 #[test]
@@ -67,21 +58,25 @@ fn random_schedules_break_no_promise() {
     let many = number("COLO_SCHEDULES").unwrap_or(60);
     let mut all = Counts::default();
     let mut violations = Vec::new();
-    for (seed, world) in played(first..first + many) {
-        all.steps += world.counts.steps;
-        all.epochs += world.counts.epochs;
-        all.takeovers += world.counts.takeovers;
-        all.cold_boots += world.counts.cold_boots;
-        all.released += world.counts.released;
-        all.protected += world.counts.protected;
-        for (kind, n) in world.counts.faults {
+    let mut played_out = 0;
+    for (seed, counts, violation) in played(first..first + many) {
+        played_out += 1;
+        all.steps += counts.steps;
+        all.epochs += counts.epochs;
+        all.takeovers += counts.takeovers;
+        all.cold_boots += counts.cold_boots;
+        all.released += counts.released;
+        all.protected += counts.protected;
+        for (kind, n) in counts.faults {
             *all.faults.entry(kind).or_default() += n;
         }
-        if let Some(what) = world.violation {
+        if let Some(what) = violation {
             println!("seed {seed}: {what}");
             violations.push(seed);
         }
     }
+    violations.sort_unstable();
+    assert_eq!(played_out, many, "a worker panicked");
     println!(
         "{many} schedules, {} violations: {all:#?}",
         violations.len()

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use colo_proto::{
-    mutation::Bug,
+    Bug,
     ram::CacheMode,
     status::{Mode, ResumePolicy},
 };

@@ -34,17 +34,10 @@ pub enum Mutation {
     PermitUnchecked,
 }
 
-/// Whether the seeded bug is in this machine. Constantly false without the feature.
+/// Whether the seeded bug is in this machine.
 macro_rules! broken {
-    ($member:expr, $bug:ident) => {{
-        #[cfg(feature = "mutations")]
-        {
-            $member.mutation == Some(super::Mutation::$bug)
-        }
-        #[cfg(not(feature = "mutations"))]
-        {
-            false
-        }
-    }};
+    ($member:expr, $bug:ident) => {
+        crate::mutation::seeded!($member.mutation == Some(super::Mutation::$bug))
+    };
 }
 pub(super) use broken;

@@ -238,10 +238,10 @@ impl Member {
         let Phase::Solo(solo) = &mut self.phase else {
             return;
         };
-        // The connection may be up, and a small VM whole over there, before the first datagram.
         if solo.opening.is_some() {
             return;
         }
+        // The connection may be up, and a small VM whole over there, before the first datagram.
         solo.syncing = Some(boot);
         if evidence_clean {
             solo.replica = Some((boot, epoch));
