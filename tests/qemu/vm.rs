@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsStr,
+    fs::File,
     os::unix::net::UnixListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -87,15 +88,16 @@ impl Machine {
     /// Starts a process.
     pub(crate) fn start(&self, more: &[&str]) -> Vm {
         let (listener, monitor) = self.monitor();
+        let said = self.path(&format!("stderr-{}", self.count.get()));
         let mut command = Command::new(BINARY);
         command.args(&self.arguments).args(more);
         command.args(monitor);
         let child = command
             .stdin(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(File::create(&said).unwrap())
             .spawn()
             .unwrap();
-        let child = Reaped(child);
+        let child = Reaped { child, said };
         Vm {
             qmp: Qmp::accept(&listener),
             process: Some(child),
@@ -193,7 +195,7 @@ impl Vm {
 
     /// SIGSTOP: it stays, and does nothing more.
     pub(crate) fn hang(&self) {
-        let child = &self.process.as_ref().unwrap().0;
+        let child = &self.process.as_ref().unwrap().child;
         let pid = rustix::process::Pid::from_child(child);
         rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
     }
@@ -203,12 +205,20 @@ impl Vm {
     }
 }
 
-struct Reaped(Child);
+/// A process, and the file it writes its complaints to: a failing test shows them.
+struct Reaped {
+    child: Child,
+    said: PathBuf,
+}
 
 impl Drop for Reaped {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        if std::thread::panicking() {
+            let said = std::fs::read_to_string(&self.said).unwrap_or_default();
+            eprintln!("{BINARY} ended with {:?}: {said}", self.child.try_wait());
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
