@@ -33,8 +33,9 @@ impl Qmp {
 
     /// Runs a command that must succeed.
     pub(crate) fn run(&mut self, command: &str, arguments: Value) -> Value {
-        let line = json!({"execute": command, "arguments": arguments});
-        writeln!(self.input.get_mut(), "{line}").unwrap();
+        // In one write: QEMU acts on the last brace and, told to quit, is gone before a newline.
+        let line = format!("{}\n", json!({"execute": command, "arguments": arguments}));
+        self.input.get_mut().write_all(line.as_bytes()).unwrap();
         loop {
             let mut answer = self.line();
             if let Some(value) = answer.get_mut("return") {
