@@ -16,8 +16,9 @@ use crate::{
     machine::{
         Deadline, Demand, GuestOp, Input, Notify, Output, ReplicationOp, TimerKind, Transmit,
     },
-    member::{BootId, Local, Member, MemberOutput, MemberState},
+    member::{BootId, Local, MemberOutput, MemberState},
     net::Gate,
+    ownership::Ownership,
     stats::Stats,
     status::{Mode, Status},
     time::Instant,
@@ -33,7 +34,7 @@ pub(crate) struct Base {
     pub(crate) out: VecDeque<Output>,
     pub(crate) link: Link,
     pub(crate) hands: Hands,
-    pub(crate) member: Member,
+    pub(crate) member: Ownership,
     pub(crate) gate: Gate,
     pub(crate) failover: Failover,
     /// Newest epoch captured (primary) or loaded (secondary).
@@ -80,14 +81,19 @@ pub(crate) enum Until {
 const WAITING_MOST: usize = 64;
 
 impl Base {
-    pub(crate) fn new(config: Config, boot: BootId, member: Member, now: Instant) -> Self {
+    pub(crate) fn new(
+        config: Config,
+        boot: BootId,
+        member: impl Into<Ownership>,
+        now: Instant,
+    ) -> Self {
         Self {
             boot,
             now,
             out: VecDeque::new(),
             link: Link::new(&config),
             hands: Hands::new(false),
-            member,
+            member: member.into(),
             gate: Gate::new(config.hold_bytes),
             failover: Failover::default(),
             epoch: Epoch(0),

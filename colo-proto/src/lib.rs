@@ -32,6 +32,7 @@ pub mod member;
 mod mutation;
 pub mod net;
 pub mod node;
+mod ownership;
 pub mod primary;
 pub mod qemu;
 pub mod ram;

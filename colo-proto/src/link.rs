@@ -111,6 +111,14 @@ impl Link {
         Ok(())
     }
 
+    /// Every channel is connected: one link of another wire carries them all.
+    pub(crate) fn up_all(&mut self) {
+        for lane in &mut self.lanes {
+            lane.reset();
+            lane.up = true;
+        }
+    }
+
     /// A channel is gone.
     pub(crate) fn down(&mut self, channel: Channel) -> Result<(), Misuse> {
         let lane = self.lane_mut(channel)?;

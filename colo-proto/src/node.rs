@@ -91,7 +91,7 @@ impl Node {
     /// The member, for tests and status.
     #[must_use]
     pub fn member(&self) -> Option<&Member> {
-        self.base().map(|base| &base.member)
+        self.base()?.member.member()
     }
 
     /// Every channel of the pair, Control first.

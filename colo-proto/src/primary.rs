@@ -305,6 +305,39 @@ impl Primary {
         self.lose_peer(PeerLost::Faulty(fault), Some(&said));
     }
 
+    // ---- behind another wire ------------------------------------------------------------------
+
+    /// A primary whose secondary another wire's translation has accepted and connected.
+    pub(crate) fn accepted(base: Base, secondary: BootId) -> Self {
+        let mut primary = Self::new(base);
+        primary.peer_cache = CacheMode::Full;
+        primary.sync_peer = Some(secondary);
+        primary.base.peer = Some(secondary);
+        primary.base.link.up_all();
+        primary.pump();
+        primary
+    }
+
+    /// Takes what a translation made of another wire's bytes.
+    pub(crate) fn handle_item(&mut self, now: Instant, channel: Channel, item: Item) {
+        self.base.now = self.base.now.max(now);
+        self.item(channel, item);
+        self.pump();
+    }
+
+    /// The checkpoint in hand.
+    pub(crate) fn transaction(&self) -> Option<Epoch> {
+        self.source.transaction().map(|tx| tx.epoch)
+    }
+
+    /// Whether the secondary owes an answer.
+    pub(crate) const fn awaits_reply(&self) -> bool {
+        matches!(
+            self.source,
+            Source::Requesting(_) | Source::AwaitingReceived(_) | Source::AwaitingLoaded(_)
+        )
+    }
+
     // ---- first contact ------------------------------------------------------------------------
 
     fn channel_up(&mut self, channel: Channel) -> Result<(), Misuse> {

@@ -325,6 +325,24 @@ impl Secondary {
         self.lose_peer(PeerLost::Faulty(fault), Some(&said));
     }
 
+    // ---- behind another wire ------------------------------------------------------------------
+
+    /// A secondary whose primary another wire's translation has accepted and connected.
+    pub(crate) fn accepted(base: Base, primary: BootId) -> Self {
+        let mut secondary = Self::new(base);
+        secondary.dialling = Dialling::Accepted;
+        secondary.base.peer = Some(primary);
+        secondary.base.link.up_all();
+        secondary
+    }
+
+    /// Takes what a translation made of another wire's bytes.
+    pub(crate) fn handle_item(&mut self, now: Instant, channel: Channel, item: Item) {
+        self.base.now = self.base.now.max(now);
+        self.item(channel, item);
+        self.pump();
+    }
+
     // ---- first contact ------------------------------------------------------------------------
 
     fn channel_up(&mut self, channel: Channel) -> Result<(), Misuse> {

@@ -72,7 +72,7 @@ fn take(standby: &mut Standby, mut input: &[u8]) -> Result<Taken, Lost> {
                 taken.kept.push(std::mem::take(&mut taken.pages));
             }
             Some(Action::Page(_)) => taken.pages += 1,
-            Some(Action::Send(messages)) => taken.sent.extend(Message::encode_all(messages)),
+            Some(Action::Send(messages)) => taken.sent.extend(Message::encode_all(&messages)),
             Some(_) => {}
             None if input.is_empty() && standby.demand().place.is_none() => return Ok(taken),
             None => {}
@@ -103,7 +103,11 @@ fn a_cut_anywhere_leaves_exactly_the_states_that_were_whole() {
         assert_eq!(taken.whole.len(), whole, "cut behind byte {cut}");
         assert_eq!(taken.kept, all.kept[..whole]);
         let idle = all.whole.contains(&cut);
-        assert_eq!(standby.handle_closed() == Lost::ClosedIdle, idle);
+        let lost = standby.handle_closed();
+        assert_eq!(lost == Lost::ClosedIdle, idle);
+        // Whatever the link ends in, it takes over with the newest one.
+        let epoch = standby.take_over(NOW, &lost).map(|epoch| epoch.0 + 1);
+        assert_eq!(epoch.unwrap_or(0), whole as u64, "cut behind byte {cut}");
     }
 }
 
@@ -144,6 +148,17 @@ fn silence_counts_inside_a_checkpoint_and_not_between_unless_asked_for() {
     asked.handle_timeout(late).unwrap_err();
 }
 
+#[test]
+fn a_primary_that_sends_rubbish_is_alive_and_not_taken_over_from() {
+    let whole = take(&mut standby(), recording()).unwrap().whole;
+    let mut data = recording()[..whole[3] as usize].to_vec();
+    data.extend([0, 0, 0, 9]);
+    let mut standby = standby();
+    let lost = take(&mut standby, &data).map(|_| ()).unwrap_err();
+    assert!(matches!(lost, Lost::Faulty(_)), "{lost}");
+    assert_eq!(standby.take_over(NOW, &lost), None);
+}
+
 /// A primary goes silent behind its description: if that does not fit, it is the reason.
 #[test]
 fn a_description_that_does_not_fit_explains_the_silence() {
@@ -177,7 +192,7 @@ fn the_feeder_waits_for_every_reply_of_the_standby() {
         assert!(feeder.may_send());
         replies.extend(take_on(&mut standby, &recording()[from..upto]));
         from = upto;
-        feeder.handle_sent(NOW, &item);
+        feeder.handle_sent(NOW, &item).unwrap();
         // Device sections and description come out together: the reply is owed after both.
         if !feeder.may_send() {
             waits += 1;
@@ -202,12 +217,24 @@ fn take_on(standby: &mut Standby, mut input: &[u8]) -> Vec<u8> {
             input = &input[n..];
         }
         match standby.handle_bytes(NOW, &mut input).unwrap() {
-            Some(Action::Send(messages)) => sent.extend(Message::encode_all(messages)),
+            Some(Action::Send(messages)) => sent.extend(Message::encode_all(&messages)),
             Some(_) => {}
             None if input.is_empty() && standby.demand().place.is_none() => return sent,
             None => {}
         }
     }
+}
+
+/// A feeder that has sent the migration.
+fn migrated(patience: Duration) -> Feeder {
+    let mut feeder = Feeder::new(NOW, patience);
+    let mut reader = Reader::new(Limits::default(), Expectation::default());
+    let mut input = recording();
+    while feeder.may_send() {
+        let item = reader.skip_pages(&mut input).unwrap().unwrap();
+        feeder.handle_sent(NOW, &item).unwrap();
+    }
+    feeder
 }
 
 #[test]
@@ -222,8 +249,7 @@ fn the_feeder_names_the_reply_that_is_missing_wrong_or_unasked() {
         }
     ));
 
-    let mut feeder = Feeder::new(NOW, patience);
-    feeder.handle_sent(NOW, &Item::Description(bytes_of("{}")));
+    let feeder = migrated(patience);
     let wrong = feeder.clone().handle_bytes(NOW, &[0, 0, 0, 6]).unwrap_err();
     assert!(matches!(wrong, FeedError::Faulty(_)), "{wrong}");
     let silent = feeder.handle_timeout(NOW + patience).unwrap_err();
@@ -240,6 +266,13 @@ fn the_feeder_names_the_reply_that_is_missing_wrong_or_unasked() {
     ));
 }
 
-fn bytes_of(text: &'static str) -> bytes::Bytes {
-    bytes::Bytes::from_static(text.as_bytes())
+#[test]
+fn the_feeder_refuses_what_its_machine_has_not_asked_for() {
+    let mut feeder = migrated(Duration::from_secs(1));
+    let request = Item::Message(Message::CheckpointRequest);
+    let early = feeder.handle_sent(NOW, &request).unwrap_err();
+    assert_eq!(
+        early.to_string(),
+        "CHECKPOINT_REQUEST was sent before it was due"
+    );
 }

@@ -134,6 +134,7 @@ pub fn run(args: &FeedArgs, stop: &Stop, on: &mut dyn FnMut(Event)) -> Result<u6
         feeder: Feeder::new(clock.now(), Duration::from_millis(args.patience)),
         args,
         pending: Vec::new(),
+        items: Vec::new(),
         request: 0,
         in_checkpoint: false,
         sent: 0,
@@ -167,6 +168,8 @@ struct Feed<'a> {
     args: &'a FeedArgs,
     /// Bytes that wait for a reply, or for the rest of their checkpoint.
     pending: Vec<u8>,
+    /// What those of the checkpoint are, behind its request.
+    items: Vec<Item>,
     /// How many of them are the checkpoint's request.
     request: usize,
     in_checkpoint: bool,
@@ -193,24 +196,27 @@ impl Visitor for Feed<'_> {
 
     fn item(&mut self, item: &Item, _: &Reader) -> Result<(), Ended> {
         match item {
-            Item::Description(_) => {
-                self.flush()?;
-                self.feeder.handle_sent(self.clock.now(), item);
-                self.replies()?;
-                (self.on)(Event::Ready { bytes: self.sent });
-                self.enough()?;
-            }
             Item::Message(Message::CheckpointRequest) => {
                 self.in_checkpoint = true;
                 self.request = self.pending.len();
             }
             Item::Blob(_) => {
-                self.checkpoint(item)?;
+                self.items.push(item.clone());
+                self.checkpoint()?;
                 self.enough()?;
                 let pause = self.clock.now() + Duration::from_millis(self.args.interval);
                 self.pause(pause)?;
             }
-            _ => {}
+            _ if self.in_checkpoint => self.items.push(item.clone()),
+            Item::Description(_) => {
+                self.flush()?;
+                self.feeder.handle_sent(self.clock.now(), item)?;
+                self.replies()?;
+                (self.on)(Event::Ready { bytes: self.sent });
+                self.enough()?;
+            }
+            // Nothing is owed before the migration ends: it is told as it is read.
+            _ => self.feeder.handle_sent(self.clock.now(), item)?,
         }
         Ok(())
     }
@@ -231,16 +237,18 @@ impl Visitor for Feed<'_> {
 
 impl Feed<'_> {
     /// Sends a checkpoint that is whole in `pending`: the request, and the rest after the reply.
-    fn checkpoint(&mut self, blob: &Item) -> Result<(), FeedError> {
+    fn checkpoint(&mut self) -> Result<(), FeedError> {
         let start = self.clock.now();
         let whole = std::mem::take(&mut self.pending);
         let (request, rest) = whole.split_at(self.request.min(whole.len()));
         self.send(request)?;
         let request = Item::Message(Message::CheckpointRequest);
-        self.feeder.handle_sent(self.clock.now(), &request);
+        self.feeder.handle_sent(self.clock.now(), &request)?;
         self.replies()?;
         self.send(rest)?;
-        self.feeder.handle_sent(self.clock.now(), blob);
+        for item in self.items.drain(..) {
+            self.feeder.handle_sent(self.clock.now(), &item)?;
+        }
         self.replies()?;
         self.in_checkpoint = false;
         let took = self.clock.now().since(start);

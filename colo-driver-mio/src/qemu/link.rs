@@ -7,6 +7,7 @@ use std::{
 };
 
 use colo_proto::{
+    id::Epoch,
     qemu::{
         Expectation, Limits, Message, PageRecord,
         session::{Action, Lost, Patience, Phase, Standby, State},
@@ -33,7 +34,8 @@ pub(super) struct Held {
 /// How a link ended.
 #[derive(Debug)]
 pub(super) enum End {
-    Lost(Lost),
+    /// Why, and the epoch that this side is the VM from now, if it is.
+    Lost(Lost, Option<Epoch>),
     /// No memory for what it announces.
     Refused(io::Error),
     Stopped,
@@ -92,7 +94,7 @@ impl<'a> Link<'a> {
         mut kept: impl FnMut(Kept<'_>) -> io::Result<()>,
     ) -> io::Result<(End, Option<Held>)> {
         let mut buffer = vec![0; READ];
-        let end = loop {
+        let lost = loop {
             // A connection that is broken says so at the next read.
             let _ = self.stream.acknowledge_at_once();
             let deadline = self.standby.poll_timeout();
@@ -100,36 +102,37 @@ impl<'a> Link<'a> {
                 .clock
                 .wait(self.stream.as_fd(), false, deadline, self.stop)?
             {
-                Woken::Stop => break End::Stopped,
+                Woken::Stop => return Ok((End::Stopped, self.held)),
                 Woken::Deadline => {
                     if let Err(lost) = self.standby.handle_timeout(self.clock.now()) {
-                        break End::Lost(lost);
+                        break lost;
                     }
                     continue;
                 }
                 Woken::Ready => {}
             }
             let read = match (&self.stream).read(&mut buffer) {
-                Ok(0) => break End::Lost(self.standby.handle_closed()),
+                Ok(0) => break self.standby.handle_closed(),
                 Ok(n) => buffer.get(..n).unwrap_or_default(),
                 Err(e) if retry(&e) => continue,
                 Err(e) => {
                     tracing::info!("the link to the primary broke: {e}");
-                    break End::Lost(self.standby.handle_closed());
+                    break self.standby.handle_closed();
                 }
             };
             match self.take(read, &mut kept) {
                 Ok(()) => {}
-                Err(Broken::Lost(lost)) => break End::Lost(lost),
+                Err(Broken::Lost(lost)) => break lost,
                 Err(Broken::Reply(e)) => {
                     tracing::info!("the primary did not take a reply: {e}");
-                    break End::Lost(self.standby.handle_closed());
+                    break self.standby.handle_closed();
                 }
-                Err(Broken::Memory(e)) => break End::Refused(e),
+                Err(Broken::Memory(e)) => return Ok((End::Refused(e), self.held)),
                 Err(Broken::Own(e)) => return Err(e),
             }
         };
-        Ok((end, self.held))
+        let owner = self.standby.take_over(self.clock.now(), &lost);
+        Ok((End::Lost(lost, owner), self.held))
     }
 
     fn take(
@@ -178,7 +181,7 @@ impl<'a> Link<'a> {
             Action::Page(record) => self.page(record),
             Action::Whole(state) => self.whole = Some(state),
             Action::Send(messages) => {
-                let sent = self.send(&Message::encode_all(messages));
+                let sent = self.send(&Message::encode_all(&messages));
                 let answered = self.clock.now().since(arrived);
                 if let Some(state) = self.whole.take() {
                     // The primary's guest runs again; what is whole is committed meanwhile, also

@@ -12,10 +12,7 @@ use std::{
 use clap::Args;
 use colo_proto::{
     id::Epoch,
-    qemu::{
-        Expectation, Limits, Name,
-        session::{Lost, Patience},
-    },
+    qemu::{Expectation, Limits, Name, session::Patience},
 };
 use serde::Serialize;
 use thiserror::Error;
@@ -229,16 +226,16 @@ pub fn run(
                 None => Ok(()),
             }
         })?;
-        // A primary that sends rubbish is alive: to resume would make two of one guest.
-        let (reason, alive) = match end {
+        let (reason, owner) = match end {
             End::Stopped => return Ok(Outcome::Stopped),
-            End::Refused(error) => (error.to_string(), true),
-            End::Lost(lost) => (lost.to_string(), matches!(lost, Lost::Faulty(_))),
+            End::Refused(error) => (error.to_string(), None),
+            End::Lost(lost, owner) => (lost.to_string(), owner),
         };
-        let resumes = held.is_some() && !alive;
+        let newest = held.as_ref().map(|held| held.state.epoch);
+        let resumes = owner.is_some() && owner == newest;
         on(Event::Lost {
             reason,
-            epoch: held.as_ref().map(|held| held.state.epoch.0),
+            epoch: newest.map(|epoch| epoch.0),
             resumes,
         });
         let Some(held) = held else { continue };

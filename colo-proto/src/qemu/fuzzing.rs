@@ -2,8 +2,11 @@
 
 use alloc::vec::Vec;
 
-use super::{Expectation, Item, Limits, Reader, Resume, StreamError, Writer};
-use crate::id::PAGE_SIZE;
+use super::{
+    Expectation, Item, Limits, Message, Reader, Resume, StreamError, Writer,
+    session::{Action, Lost, Patience, Standby},
+};
+use crate::{id::PAGE_SIZE, time::Instant};
 
 /// Limits small enough that a fuzzer reaches them.
 fn limits() -> Limits {
@@ -96,6 +99,56 @@ pub fn stream(data: &[u8]) {
     assert_eq!(whole.encoded, pieces.encoded);
     assert_eq!(whole.end.is_ok(), pieces.end.is_ok());
     resume(&whole.items);
+    standby(data, &whole.items);
+}
+
+/// The machine behind the dialect agrees with every item: it keeps each state that is whole, and
+/// answers each request.
+fn standby(data: &[u8], items: &[Item]) {
+    let count = |wanted: fn(&Item) -> bool| items.iter().filter(|item| wanted(item)).count();
+    let states = count(|item| matches!(item, Item::Description(_) | Item::Blob(_)));
+    let requests = count(|item| matches!(item, Item::Message(Message::CheckpointRequest)));
+    let mut standby = Standby::new(
+        Instant::ZERO,
+        limits(),
+        Expectation::default(),
+        Patience::default(),
+    );
+    let (mut kept, mut answered, mut input) = (0, 0, data);
+    let lost = loop {
+        while let Some(place) = standby.demand().place {
+            let n = input.len().min(PAGE_SIZE as usize - place.skip);
+            if standby.handle_placed(Instant::ZERO, n).is_err() || n == 0 {
+                break;
+            }
+            input = input.get(n..).unwrap_or_default();
+        }
+        match standby.handle_bytes(Instant::ZERO, &mut input) {
+            Ok(Some(Action::Whole(state))) => {
+                assert_eq!(state.epoch.0, kept, "no epoch is left out");
+                kept += 1;
+            }
+            Ok(Some(Action::Send(replies))) => {
+                let reply = replies.contains(&Message::CheckpointReply);
+                answered += usize::from(reply);
+            }
+            Ok(Some(_)) => {}
+            Ok(None) if input.is_empty() => break standby.handle_closed(),
+            Ok(None) => {}
+            Err(lost) => break lost,
+        }
+    };
+    assert!(
+        !matches!(lost, Lost::OutOfStep(_) | Lost::Unfit(_)),
+        "{lost}"
+    );
+    assert_eq!((kept, answered), (states as u64, requests));
+    let alive = matches!(lost, Lost::Faulty(_));
+    let owner = standby.take_over(Instant::ZERO, &lost);
+    assert_eq!(
+        owner.map(|epoch| epoch.0),
+        (!alive).then(|| kept.checked_sub(1)).flatten()
+    );
 }
 
 /// Whatever state was accepted turns into a stream that is accepted again.

@@ -1,15 +1,30 @@
 //! The primary's role with a recording behind it: what may be sent when.
 
+use alloc::boxed::Box;
 use core::time::Duration;
 
 use thiserror::Error;
 
-use super::super::{
-    error::StreamError,
-    item::Item,
-    message::{Message, Replies},
+use super::{
+    super::{
+        error::StreamError,
+        item::Item,
+        limits::Limits,
+        message::{Message, Replies},
+    },
+    machine::{self, Translated as _, never},
 };
-use crate::time::Instant;
+use crate::{
+    command::{Command, CommandId},
+    error::{ConfigError, PeerFault},
+    event::Event,
+    id::Epoch,
+    machine::{Captured, GuestDone, GuestOp, Input, Machine as _, Output},
+    primary::Primary,
+    ram::PageSet,
+    time::Instant,
+    wire::{FLAG_LIVE, Kind},
+};
 
 /// Why feeding ended early.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -38,16 +53,37 @@ pub enum FeedError {
         /// How long it had.
         patience: Duration,
     },
+    /// The captured machine is more than this side can send.
+    #[error("the captured machine cannot be sent: {0}")]
+    Unfit(#[from] ConfigError),
+    /// The reply was due and the machine behind it does not agree: a fault of this side.
+    #[error("the primary's machine refuses what the dialect allows: {0}")]
+    OutOfStep(PeerFault),
+    /// An item was sent that this side's machine had not asked for.
+    #[error("{item} was sent before it was due")]
+    OutOfTurn {
+        /// What was sent.
+        item: &'static str,
+    },
 }
 
 /// The primary's role: items go out as long as no reply is owed.
+///
+/// The guest behind the machine is the recording: it has captured what the items say.
 #[derive(Clone, Debug)]
 pub struct Feeder {
     replies: Replies,
-    owed: u32,
     patience: Duration,
     since: Instant,
     checkpoints: u64,
+    /// From the block table on.
+    primary: Option<Box<Primary>>,
+    /// The pages of the checkpoint in hand.
+    pages: PageSet,
+    /// The capture that the machine waits for.
+    capturing: Option<Epoch>,
+    /// Bytes of device state in it, once they were sent.
+    state: Option<u64>,
 }
 
 impl Feeder {
@@ -56,17 +92,20 @@ impl Feeder {
     pub fn new(now: Instant, patience: Duration) -> Self {
         Self {
             replies: Replies::new(),
-            owed: 0,
             patience,
             since: now,
             checkpoints: 0,
+            primary: None,
+            pages: PageSet::default(),
+            capturing: None,
+            state: None,
         }
     }
 
     /// Whether the next item may be sent.
     #[must_use]
-    pub const fn may_send(&self) -> bool {
-        self.owed == 0
+    pub fn may_send(&self) -> bool {
+        !self.primary.as_ref().is_some_and(|p| p.awaits_reply())
     }
 
     /// Checkpoints that the secondary has applied.
@@ -75,15 +114,45 @@ impl Feeder {
         self.checkpoints
     }
 
-    /// Tells that `item` went out whole.
-    pub fn handle_sent(&mut self, now: Instant, item: &Item) {
-        self.owed += match item {
-            // The initial state, then REQUEST: one reply each. A checkpoint: RECEIVED, LOADED.
-            Item::Description(_) | Item::Message(Message::CheckpointRequest) => 1,
-            Item::Blob(_) => 2,
-            _ => 0,
-        };
+    /// Tells that `item` went out whole. All items are told, in order.
+    ///
+    /// # Errors
+    /// If it was not to be sent yet, or announces a machine that cannot be sent.
+    pub fn handle_sent(&mut self, now: Instant, item: &Item) -> Result<(), FeedError> {
+        Self::due(self.may_send(), item)?;
         self.since = now;
+        match item {
+            Item::RamStart { table, .. } => {
+                self.pages = PageSet::new(&table.slots());
+                self.primary = Some(machine::primary(table, Limits::default().devices, now)?);
+                self.turn(now, |_| {})
+            }
+            Item::Page(page) => {
+                self.pages.insert(page.run());
+                Ok(())
+            }
+            Item::Devices(devices) => {
+                self.state = Some(devices.bytes().len() as u64);
+                Ok(())
+            }
+            // The last of the migration: its state is captured. Its pages went out in the round.
+            Item::Description(_) => {
+                self.pages.clear();
+                self.captured(now, item)
+            }
+            Item::Message(Message::CheckpointRequest) => {
+                self.turn(now, |p| {
+                    let wanted = Input::Command(CommandId(0), Command::CheckpointNow);
+                    never(p.handle_input(now, wanted));
+                })?;
+                Self::due(!self.may_send(), item)
+            }
+            Item::Blob(devices) => {
+                self.state = Some(devices.bytes().len() as u64);
+                self.captured(now, item)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Takes the secondary's bytes.
@@ -92,12 +161,21 @@ impl Feeder {
     /// A reply that is not the one due, or one that nothing was sent for.
     pub fn handle_bytes(&mut self, now: Instant, mut input: &[u8]) -> Result<(), FeedError> {
         while let Some(reply) = self.replies.read(&mut input)? {
-            self.owed = self
-                .owed
-                .checked_sub(1)
-                .ok_or(FeedError::Unasked { reply })?;
+            if self.may_send() {
+                return Err(FeedError::Unasked { reply });
+            }
             self.since = now;
-            self.checkpoints += u64::from(reply == Message::VmstateLoaded);
+            let kind = match reply {
+                Message::CheckpointReady => Kind::CheckpointReady,
+                Message::CheckpointReply => Kind::CheckpointReply,
+                Message::VmstateReceived => Kind::VmstateReceived,
+                Message::VmstateLoaded => Kind::VmstateLoaded,
+                reply => return Err(FeedError::Unasked { reply }),
+            };
+            self.turn(now, |p| {
+                let epoch = p.transaction().unwrap_or_default();
+                p.tell(now, kind, epoch.0);
+            })?;
         }
         Ok(())
     }
@@ -105,7 +183,7 @@ impl Feeder {
     /// When the reply that is owed is overdue.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        (self.owed > 0).then(|| self.since + self.patience)
+        (!self.may_send()).then(|| self.since + self.patience)
     }
 
     /// The deadline may have passed.
@@ -128,11 +206,100 @@ impl Feeder {
     /// If a reply was owed.
     pub fn handle_closed(&self) -> Result<(), FeedError> {
         self.replies.finish()?;
-        if self.owed == 0 {
+        if self.may_send() {
             return Ok(());
         }
         Err(FeedError::Closed {
             due: self.replies.due(),
         })
     }
+
+    // ---- the translation ------------------------------------------------------------------------
+
+    fn due(due: bool, item: &Item) -> Result<(), FeedError> {
+        if due {
+            return Ok(());
+        }
+        let item = match item {
+            Item::Message(message) => message.name(),
+            Item::Page(_) => "a page",
+            Item::Devices(_) | Item::Blob(_) => "device state",
+            Item::Description(_) => "the description",
+            _ => "a section",
+        };
+        Err(FeedError::OutOfTurn { item })
+    }
+
+    /// All of a state was sent: that was the capture.
+    fn captured(&mut self, now: Instant, item: &Item) -> Result<(), FeedError> {
+        let Some((epoch, state)) = self.capturing.take().zip(self.state.take()) else {
+            return Self::due(false, item);
+        };
+        let pages = core::mem::take(&mut self.pages);
+        self.turn(now, |p| {
+            for (slot, _) in pages.slots() {
+                let words = pages.words(slot).unwrap_or_default();
+                never(p.handle_input(now, Input::Dirty(slot, words)));
+            }
+            let captured = GuestDone::Captured(Captured::new(epoch, state));
+            never(p.handle_input(now, Input::Guest(captured)));
+        })?;
+        self.pages = pages;
+        self.pages.clear();
+        Self::due(!self.may_send(), item)
+    }
+
+    fn turn(&mut self, now: Instant, say: impl FnOnce(&mut Primary)) -> Result<(), FeedError> {
+        let Some(mut primary) = self.primary.take() else {
+            return Ok(());
+        };
+        say(&mut primary);
+        let drained = self.drain(now, &mut primary);
+        self.primary = Some(primary);
+        drained
+    }
+
+    /// Carries out what the machine wants, and says for the secondary what QEMU does not say: that
+    /// a round has come, and every answer to the first checkpoint but the last.
+    fn drain(&mut self, now: Instant, primary: &mut Primary) -> Result<(), FeedError> {
+        loop {
+            while let Some(output) = primary.poll_output() {
+                match output {
+                    Output::Guest(GuestOp::Capture { epoch, .. }) => self.capturing = Some(epoch),
+                    Output::Guest(op) => never(primary.handle_input(now, Input::Guest(op.done()))),
+                    // The first one is the migration.
+                    Output::Event(Event::Checkpointed { epoch, .. }) => {
+                        self.checkpoints = epoch.0.saturating_sub(FIRST.0);
+                    }
+                    output => {
+                        if let Some(fault) = machine::fault(&output) {
+                            return Err(FeedError::OutOfStep(fault.clone()));
+                        }
+                    }
+                }
+            }
+            let sent = primary.transmitted();
+            if sent.is_empty() {
+                return Ok(());
+            }
+            for head in sent {
+                let first = head.number == FIRST.0;
+                match head.kind {
+                    Kind::LaneEnd if head.flags & FLAG_LIVE != 0 => {
+                        primary.tell(now, Kind::RoundDone, head.number);
+                    }
+                    Kind::CheckpointRequest if first => {
+                        primary.tell(now, Kind::CheckpointReply, head.number);
+                    }
+                    Kind::LaneEnd if first => {
+                        primary.tell(now, Kind::VmstateReceived, head.number);
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
 }
+
+/// The machine's number of the first checkpoint, which ends the migration.
+const FIRST: Epoch = Epoch(1);

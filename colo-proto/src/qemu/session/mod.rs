@@ -1,4 +1,5 @@
-//! Both roles of the dialect towards an unmodified QEMU, as phases.
+//! Both roles towards an unmodified QEMU: [`Secondary`](crate::secondary::Secondary) and
+//! [`Primary`](crate::primary::Primary), spoken to in QEMU's dialect.
 //!
 //! ```text
 //!  QEMU primary                     Standby (no VM behind it)
@@ -10,9 +11,12 @@
 //!     ◀───── RECEIVED, LOADED        Idle: the next epoch is whole
 //! ```
 //!
-//! [`Feeder`] is the other side: it says after which item which replies are owed.
+//! [`Standby`] translates the stream for a `Secondary`: every epoch, commit point and reply is that
+//! machine's. [`Feeder`] is the other side: a `Primary` whose guest is a recording; it says after
+//! which item which replies are owed.
 
 mod feeder;
+mod machine;
 mod standby;
 
 pub use feeder::{FeedError, Feeder};

@@ -1,21 +1,33 @@
 //! The secondary's role without a VM: takes whole checkpoints, answers at once.
 
-use alloc::{sync::Arc, vec::Vec};
+use alloc::{boxed::Box, collections::VecDeque, sync::Arc, vec::Vec};
 use core::time::Duration;
 
 use bytes::Bytes;
 use thiserror::Error;
 
-use super::super::{
-    config::Configuration,
-    device::Devices,
-    error::StreamError,
-    item::{BlockTable, Item, PageRecord, SectionId},
-    limits::{Expectation, Limits},
-    message::Message,
-    reader::{Demand, Overrun, Reader},
+use super::{
+    super::{
+        config::Configuration,
+        device::Devices,
+        error::{Fault, StreamError},
+        item::{BlockTable, Item, PageRecord, SectionId},
+        limits::{Expectation, Limits},
+        message::Message,
+        reader::{Demand, Overrun, Reader},
+    },
+    machine::{self, Batch, Translated as _, never},
 };
-use crate::{id::Epoch, time::Instant};
+use crate::{
+    command::{Command, CommandId},
+    error::{ConfigError, PeerFault},
+    event::Event,
+    id::{Channel, Epoch},
+    machine::{GuestOp, Input, Machine as _, Output},
+    secondary::Secondary,
+    time::Instant,
+    wire::{Head, Kind},
+};
 
 /// How long the primary may be silent before it counts as lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +92,7 @@ pub enum Action {
     /// It is committed from now on, whatever happens to the link.
     Whole(State),
     /// Send these, in one write.
-    Send(&'static [Message]),
+    Send(Vec<Message>),
 }
 
 /// The link is over. What was announced as whole is still whole.
@@ -104,6 +116,12 @@ pub enum Lost {
     /// The primary sent what it must not.
     #[error(transparent)]
     Faulty(#[from] StreamError),
+    /// The primary's machine is more than this side can keep.
+    #[error("the primary's machine cannot be kept: {0}")]
+    Unfit(#[from] ConfigError),
+    /// The stream is valid and the machine behind it does not agree: a fault of this side.
+    #[error("the secondary's machine refuses what the stream allows: {0}")]
+    OutOfStep(PeerFault),
 }
 
 /// The secondary's role without a VM. See the [module](super) for its phases.
@@ -113,12 +131,17 @@ pub struct Standby {
     patience: Patience,
     phase: Phase,
     heard: Instant,
+    /// Largest device state.
+    most_state: u64,
+    /// From the block table on.
+    secondary: Option<Box<Secondary>>,
     coming: Coming,
+    batch: Batch,
     next: Epoch,
-    queued: Option<Action>,
+    actions: VecDeque<Action>,
 }
 
-/// What the initial migration has brought so far.
+/// What has come of the next state, and what stays the same in all of them.
 #[derive(Clone, Debug, Default)]
 struct Coming {
     configuration: Option<Arc<Configuration>>,
@@ -132,13 +155,16 @@ impl Standby {
     #[must_use]
     pub fn new(now: Instant, limits: Limits, expect: Expectation, patience: Patience) -> Self {
         Self {
+            most_state: limits.devices,
             reader: Reader::new(limits, expect),
             patience,
             phase: Phase::Migrating,
             heard: now,
+            secondary: None,
             coming: Coming::default(),
+            batch: Batch::default(),
             next: Epoch(0),
-            queued: None,
+            actions: VecDeque::new(),
         }
     }
 
@@ -170,18 +196,20 @@ impl Standby {
         now: Instant,
         input: &mut &[u8],
     ) -> Result<Option<Action>, Lost> {
-        if self.queued.is_some() {
-            return Ok(self.queued.take());
-        }
         if !input.is_empty() {
             self.heard = now;
         }
-        while let Some(item) = self.reader.handle_bytes(input)? {
-            if let Some(action) = self.turn(item) {
+        loop {
+            if let Some(action) = self.actions.pop_front() {
                 return Ok(Some(action));
             }
+            let Some(item) = self.reader.handle_bytes(input)? else {
+                return Ok(None);
+            };
+            if let Some(page) = self.item(now, item)? {
+                return Ok(Some(page));
+            }
         }
-        Ok(None)
     }
 
     /// Tells that `n` bytes of the demanded page were placed.
@@ -211,9 +239,7 @@ impl Standby {
     pub fn handle_timeout(&self, now: Instant) -> Result<(), Lost> {
         match self.poll_timeout() {
             Some(deadline) if now >= deadline => match self.reader.finish() {
-                Err(fault) if fault.fault != super::super::error::Fault::Truncated => {
-                    Err(Lost::Faulty(fault))
-                }
+                Err(fault) if fault.fault != Fault::Truncated => Err(Lost::Faulty(fault)),
                 _ => Err(Lost::Silent {
                     silence: now.since(self.heard),
                     phase: self.phase,
@@ -232,36 +258,56 @@ impl Standby {
         }
     }
 
-    fn turn(&mut self, item: Item) -> Option<Action> {
+    /// `x-colo-lost-heartbeat`: the link is over, this side is to be the VM. Gives back the epoch
+    /// that it goes on from; `None` if it holds no whole state, or if the primary was lost by its
+    /// own fault: it is alive, and to take over would make two of one guest.
+    pub fn take_over(mut self, now: Instant, lost: &Lost) -> Option<Epoch> {
+        if matches!(lost, Lost::Faulty(_) | Lost::Unfit(_) | Lost::OutOfStep(_)) {
+            return None;
+        }
+        let mut secondary = self.secondary.take()?;
+        never(secondary.handle_input(now, Input::Down(Channel::Control)));
+        self.drain(now, &mut secondary).ok()?;
+        let command = Input::Command(CommandId(0), Command::LostHeartbeat);
+        never(secondary.handle_input(now, command));
+        core::iter::from_fn(|| secondary.poll_output()).find_map(|output| match output {
+            Output::Event(Event::Promoted { epoch, .. }) => Some(epoch),
+            _ => None,
+        })
+    }
+
+    // ---- the translation ------------------------------------------------------------------------
+
+    /// Says to the machine what an item means. A page is handed out at once.
+    fn item(&mut self, now: Instant, item: Item) -> Result<Option<Action>, Lost> {
         match item {
-            Item::Configuration(configuration) => {
-                self.coming.configuration = Some(configuration);
-                None
-            }
+            Item::Configuration(configuration) => self.coming.configuration = Some(configuration),
             Item::RamStart { id, table } => {
+                self.secondary = Some(machine::secondary(&table, self.most_state, now)?);
                 self.coming.ram = Some((id, Arc::clone(&table)));
-                Some(Action::Prepare(table))
+                return Ok(Some(Action::Prepare(table)));
             }
-            Item::Page(page) => Some(Action::Page(page)),
-            Item::Devices(devices) => {
-                self.coming.devices = Some(devices);
-                None
+            Item::Page(page) => {
+                if !self.batch.push(page.run()) {
+                    self.tell_pages(now)?;
+                    self.batch.push(page.run());
+                }
+                return Ok(Some(Action::Page(page)));
             }
+            Item::Devices(devices) => self.coming.devices = Some(devices),
             Item::Description(description) => {
                 self.coming.description = description;
-                let devices = self.coming.devices.take()?;
-                self.whole(devices, &[Message::CheckpointReady])
+                self.migrated(now)?;
             }
             Item::Message(Message::CheckpointRequest) => {
                 self.phase = Phase::Stopped;
-                Some(Action::Send(&[Message::CheckpointReply]))
+                let epoch = self.next;
+                self.tell(now, |s| s.tell(now, Kind::CheckpointRequest, epoch.0))?;
             }
-            Item::Message(Message::VmstateSend) => {
-                self.phase = Phase::Receiving;
-                None
-            }
+            Item::Message(Message::VmstateSend) => self.phase = Phase::Receiving,
             Item::Blob(devices) => {
-                self.whole(devices, &[Message::VmstateReceived, Message::VmstateLoaded])
+                self.coming.devices = Some(devices);
+                self.whole(now)?;
             }
             Item::Header
             | Item::EnableColo
@@ -269,25 +315,103 @@ impl Standby {
             | Item::RamEnd(_)
             | Item::SectionClosed(_)
             | Item::LiveOver
-            | Item::Message(_) => None,
+            | Item::Message(_) => {}
+        }
+        Ok(None)
+    }
+
+    /// The initial migration is over: what QEMU sends without asking was the only live round, and
+    /// the first checkpoint is its device state alone.
+    fn migrated(&mut self, now: Instant) -> Result<(), Lost> {
+        self.tell_pages(now)?;
+        let (pages, epoch) = (self.batch.ended(), self.next);
+        self.tell(now, |s| s.tell_lane_end(now, pages, true, epoch))?;
+        self.tell(now, |s| s.tell(now, Kind::CheckpointRequest, epoch.0))?;
+        self.whole(now)
+    }
+
+    /// The last byte of a state is here.
+    fn whole(&mut self, now: Instant) -> Result<(), Lost> {
+        self.tell_pages(now)?;
+        let (pages, epoch) = (self.batch.ended(), self.next);
+        let length = self.coming.devices.as_ref().map_or(0, |d| d.bytes().len());
+        self.tell(now, |s| {
+            s.tell_send(now, pages, epoch);
+            s.tell_lane_end(now, pages, false, epoch);
+            s.tell_state(now, length, epoch);
+        })
+    }
+
+    fn tell_pages(&mut self, now: Instant) -> Result<(), Lost> {
+        let (live, epoch) = (self.phase == Phase::Migrating, self.next);
+        match self.batch.take() {
+            Some(runs) => self.tell(now, |s| s.tell_pages(now, &runs, live, epoch)),
+            None => Ok(()),
         }
     }
 
-    fn whole(&mut self, devices: Devices, replies: &'static [Message]) -> Option<Action> {
-        let (ram, table) = self.coming.ram.clone()?;
-        let state = State {
-            epoch: self.next,
-            configuration: self.coming.configuration.clone()?,
-            ram,
-            table,
-            devices,
-            description: self.coming.description.clone(),
+    fn tell(&mut self, now: Instant, say: impl FnOnce(&mut Secondary)) -> Result<(), Lost> {
+        let Some(mut secondary) = self.secondary.take() else {
+            return Ok(());
         };
-        self.next = self.next.next();
-        self.phase = Phase::Idle;
-        self.queued = Some(Action::Send(replies));
-        Some(Action::Whole(state))
+        say(&mut secondary);
+        let drained = self.drain(now, &mut secondary);
+        self.secondary = Some(secondary);
+        drained
     }
+
+    /// Carries out what the machine wants. Without a VM an operation on the guest is done as soon
+    /// as it is asked for; to load the state is to keep it.
+    fn drain(&mut self, now: Instant, secondary: &mut Secondary) -> Result<(), Lost> {
+        while let Some(output) = secondary.poll_output() {
+            if let Some(fault) = machine::fault(&output) {
+                return Err(Lost::OutOfStep(fault.clone()));
+            }
+            let Output::Guest(op) = output else { continue };
+            if matches!(op, GuestOp::LoadState { .. }) {
+                self.keep();
+            }
+            never(secondary.handle_input(now, Input::Guest(op.done())));
+        }
+        let said = secondary.transmitted().into_iter();
+        let replies: Vec<Message> = said.filter_map(|head| reply(&head)).collect();
+        if !replies.is_empty() {
+            self.actions.push_back(Action::Send(replies));
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self) {
+        let coming = &mut self.coming;
+        if let (Some(configuration), Some((ram, table)), Some(devices)) = (
+            coming.configuration.clone(),
+            coming.ram.clone(),
+            coming.devices.take(),
+        ) {
+            self.actions.push_back(Action::Whole(State {
+                epoch: self.next,
+                configuration,
+                ram,
+                table,
+                devices,
+                description: coming.description.clone(),
+            }));
+            self.next = self.next.next();
+            self.phase = Phase::Idle;
+        }
+    }
+}
+
+/// A message of the machine in QEMU's words. Of the first checkpoint QEMU wants only the end.
+fn reply(head: &Head) -> Option<Message> {
+    let first = head.number == 0;
+    Some(match head.kind {
+        Kind::CheckpointReady => Message::CheckpointReady,
+        Kind::CheckpointReply if !first => Message::CheckpointReply,
+        Kind::VmstateReceived if !first => Message::VmstateReceived,
+        Kind::VmstateLoaded => Message::VmstateLoaded,
+        _ => return None,
+    })
 }
 
 impl Message {
