@@ -77,23 +77,31 @@ fn against_standby(unix: bool) -> Vec<f64> {
         out.to_str().unwrap(),
     ]));
     let pauses = measure(&machine, &side.uri);
-    let mut answered: Vec<u64> = vec![];
+    let (mut came, mut answered) = (vec![], vec![]);
     loop {
         match side.next() {
             Event::Whole {
-                epoch, answered_us, ..
-            } if epoch as usize > SETTLE => answered.push(answered_us),
+                epoch,
+                came_us,
+                answered_us,
+                ..
+            } if epoch as usize > SETTLE => {
+                came.push(came_us);
+                answered.push(answered_us);
+            }
             Event::Whole { .. } | Event::Connected => {}
             _ => break,
         }
     }
-    answered.sort_unstable();
-    println!(
-        "  last byte of a checkpoint to LOADED sent: median {} \u{b5}s, max {} \u{b5}s",
-        answered[answered.len() / 2],
-        answered[answered.len() - 1]
-    );
+    spread("QEMU's own sending, VMSTATE_SEND to the last byte", came);
+    spread("last byte to LOADED sent", answered);
     pauses
+}
+
+fn spread(what: &str, mut micros: Vec<u64>) {
+    micros.sort_unstable();
+    let (median, most) = (micros[micros.len() / 2], micros[micros.len() - 1]);
+    println!("  {what}: median {median} \u{b5}s, max {most} \u{b5}s");
 }
 
 fn against_qemu(unix: bool) -> Vec<f64> {
@@ -126,11 +134,14 @@ fn measure(machine: &Machine, uri: &str) -> Vec<f64> {
 
 fn pauses(primary: &mut Vm) -> Vec<f64> {
     let mut pauses = vec![];
-    // The migration's own stop comes first.
+    // The migration's own stop comes first. Both its events go, or every stop would be taken
+    // together with the resume of the next one.
+    primary.qmp.wait("STOP");
     primary.qmp.wait("RESUME");
     while pauses.len() < CHECKPOINTS {
         let stop = seconds(&primary.qmp.wait("STOP"));
         let resume = seconds(&primary.qmp.wait("RESUME"));
+        assert!(resume > stop, "a stop with the resume of another");
         pauses.push((resume - stop) * 1e3);
     }
     pauses

@@ -47,6 +47,8 @@ pub(super) struct Kept<'a> {
     pub(super) held: &'a Held,
     /// Its pages; empty for the initial migration.
     pub(super) changed: &'a Staging,
+    /// From VMSTATE_SEND, when the primary stands, to the arrival of its last byte.
+    pub(super) came: Duration,
     /// From the arrival of its last byte to the reply being on its way.
     pub(super) answered: Duration,
     /// Bytes of the link so far.
@@ -69,6 +71,8 @@ pub(super) struct Link<'a> {
     /// RAM of the initial migration, until it is whole.
     coming: Option<Image>,
     staging: Staging,
+    /// When VMSTATE_SEND came.
+    standing: Option<Instant>,
     whole: Option<State>,
     held: Option<Held>,
 }
@@ -82,6 +86,7 @@ impl<'a> Link<'a> {
             standby: Standby::new(clock.now(), terms.limits, terms.expect, terms.patience),
             coming: None,
             staging: Staging::default(),
+            standing: None,
             whole: None,
             held: None,
         }
@@ -160,7 +165,11 @@ impl<'a> Link<'a> {
                     .map_err(|e| Broken::Own(io::Error::other(e)))?;
                 input = rest;
             }
-            match self.standby.handle_bytes(arrived, &mut input)? {
+            let taken = self.standby.handle_bytes(arrived, &mut input)?;
+            if self.standby.phase() == Phase::Receiving {
+                self.standing.get_or_insert(arrived);
+            }
+            match taken {
                 Some(action) => self.act(action, arrived, kept)?,
                 None if input.is_empty() && self.standby.demand().place.is_none() => return Ok(()),
                 None => {}
@@ -184,9 +193,12 @@ impl<'a> Link<'a> {
                 let sent = self.send(&Message::encode_all(&messages));
                 let answered = self.clock.now().since(arrived);
                 if let Some(state) = self.whole.take() {
+                    let standing = self.standing.take();
+                    let came = standing.map_or(Duration::ZERO, |since| arrived.since(since));
                     // The primary's guest runs again; what is whole is committed meanwhile, also
                     // if the reply was not taken.
-                    self.commit(state, answered, kept).map_err(Broken::Own)?;
+                    self.commit(state, came, answered, kept)
+                        .map_err(Broken::Own)?;
                 }
                 sent?;
             }
@@ -206,6 +218,7 @@ impl<'a> Link<'a> {
     fn commit(
         &mut self,
         state: State,
+        came: Duration,
         answered: Duration,
         kept: &mut impl FnMut(Kept<'_>) -> io::Result<()>,
     ) -> io::Result<()> {
@@ -225,6 +238,7 @@ impl<'a> Link<'a> {
             kept(Kept {
                 held,
                 changed,
+                came,
                 answered,
                 offset: self.standby.offset(),
             })?;

@@ -111,6 +111,9 @@ pub enum Event {
         pages: usize,
         /// Bytes of device state.
         devices: usize,
+        /// Microseconds from VMSTATE_SEND, when the primary stands, to its last byte; 0 for the
+        /// migration.
+        came_us: u64,
         /// Microseconds from its last byte to the reply being sent.
         answered_us: u64,
         /// Bytes of the link so far.
@@ -274,6 +277,7 @@ fn whole(kept: &Kept<'_>) -> Event {
         epoch: kept.held.state.epoch.0,
         pages: kept.changed.pages(),
         devices: kept.held.state.devices.bytes().len(),
+        came_us: micros(kept.came),
         answered_us: micros(kept.answered),
         offset: kept.offset,
     }

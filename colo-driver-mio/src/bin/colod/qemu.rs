@@ -110,11 +110,12 @@ fn standby_line(event: &standby::Event) -> String {
             epoch,
             pages,
             devices,
+            came_us,
             answered_us,
             ..
         } => format!(
-            "checkpoint {epoch}: {pages} pages, {devices} bytes of device state, answered after \
-             {answered_us} \u{b5}s"
+            "checkpoint {epoch}: {pages} pages, {devices} bytes of device state, came in \
+             {came_us} \u{b5}s, answered after {answered_us} \u{b5}s"
         ),
         Event::Lost {
             reason,
