@@ -15,10 +15,10 @@ use crate::{
     vm::{Machine, Vm, arguments},
 };
 
-/// Cuts in a run; `COLO_CUTS=50` for all that the issue wants.
+/// Cuts in a run; `COLO_CUTS=500 COLO_SEED=2` for more and others.
 fn cuts() -> usize {
     let wanted = std::env::var("COLO_CUTS").ok();
-    wanted.and_then(|n| n.parse().ok()).unwrap_or(8)
+    wanted.and_then(|n| n.parse().ok()).unwrap_or(50)
 }
 
 #[test]
