@@ -83,6 +83,7 @@ all() {
     examples
     world
     demo
+    fuzz
     tests
 }
 

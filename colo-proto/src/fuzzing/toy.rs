@@ -131,6 +131,18 @@ impl Guest for Toy {
     type Contents = Contents;
 
     fn operate(&mut self, op: GuestOp) -> GuestDone {
+        if self.blank && op == GuestOp::Resume {
+            // It boots, and may fail to run then: a copy of it can run elsewhere.
+            let booted = Self {
+                card: core::mem::take(&mut self.card),
+                booted: true,
+                dirty: (1 << PAGES) - 1,
+                fails: self.fails,
+                lawless: self.lawless,
+                ..Self::new(true)
+            };
+            *self = booted;
+        }
         if core::mem::take(&mut self.fails) {
             if matches!(op, GuestOp::CommitRam { .. } | GuestOp::LoadState { .. }) {
                 self.whole = false;
@@ -144,12 +156,6 @@ impl Guest for Toy {
         match &op {
             GuestOp::Pause => self.running = false,
             GuestOp::Resume => {
-                if self.blank {
-                    let (card, lawless) = (core::mem::take(&mut self.card), self.lawless);
-                    *self = Self::new(true);
-                    (self.card, self.booted, self.dirty) = (card, true, (1 << PAGES) - 1);
-                    self.lawless = lawless;
-                }
                 assert!(
                     self.whole || self.lawless,
                     "a guest runs that is a mixture of two epochs"
