@@ -172,9 +172,10 @@ impl ConfigBuilder {
         last_round_pages: u64;
         /// Largest device state accepted, 4 KiB to 1 GiB, default 64 MiB (spec stream section 11).
         state_bytes: u64;
-        /// A checkpoint step without any progress for this long ends the pairing; 100 ms to 10
-        /// min, default 10 s. Liveness is the heartbeats' business; this catches a peer that lives
-        /// and does nothing.
+        /// A checkpoint step without any progress for this long ends the pairing, and so does
+        /// ownership that cannot be arranged within it after the first synchronisation; 100 ms to
+        /// 10 min, default 10 s. Liveness is the heartbeats' business; this catches a peer that
+        /// lives and does nothing, and an arbiter that is not there.
         stall: Duration;
         /// A peer must say hello within this time; 100 ms to 1 min, default 5 s.
         handshake: Duration;

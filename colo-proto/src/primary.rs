@@ -46,8 +46,8 @@ enum Protection {
     None,
     /// A secondary is being synchronised.
     Syncing,
-    /// It holds a whole state; ownership is being arranged. Output is held meanwhile.
-    Arming,
+    /// It holds a whole state; since then ownership is being arranged. Output is held meanwhile.
+    Arming(Instant),
     /// It would take over.
     Armed,
     /// It is gone, and until ownership is settled it might take over: output stays held.
@@ -222,9 +222,21 @@ impl Primary {
             self.lose_peer(why, Some("no progress"));
             return true;
         }
-        if matches!(self.protection, Protection::Arming) && self.base.member.is_paired() {
-            self.armed();
-            return true;
+        if let Protection::Arming(since) = self.protection {
+            if self.base.member.is_paired() {
+                self.armed();
+                return true;
+            }
+            // An arbiter that never answers must not hold output for ever, however much the peer
+            // has to say meanwhile.
+            let patience = self.base.config.stall;
+            if now.since(since) >= patience {
+                self.lose_peer(
+                    PeerLost::TooSlow(patience),
+                    Some("ownership could not be arranged in time"),
+                );
+                return true;
+            }
         }
         if matches!(self.protection, Protection::Severed) && self.base.member.is_alone() {
             self.alone();
@@ -661,8 +673,7 @@ impl Primary {
         if tx.first
             && let Some(boot) = self.base.peer
         {
-            self.protection = Protection::Arming;
-            self.base.progress = self.base.now;
+            self.protection = Protection::Arming(self.base.now);
             self.base.local(Local::ReplicaReady {
                 boot,
                 epoch: tx.epoch,
@@ -972,7 +983,7 @@ impl Primary {
                         self.base.wait(id, Until::Alone);
                         self.lose_peer(PeerLost::Asked, Some("detached by an operator"));
                     }
-                    Protection::Arming | Protection::Armed | Protection::Severed => {
+                    Protection::Arming(_) | Protection::Armed | Protection::Severed => {
                         self.base.wait(id, Until::Alone);
                         self.base.local(Local::Operator(MemberCommand::Detach));
                     }
@@ -1068,7 +1079,7 @@ impl Primary {
                 self.base.local(Local::ReplicaLost);
                 self.alone();
             }
-            Protection::Arming => {
+            Protection::Arming(_) => {
                 self.protection = Protection::Severed;
                 self.base.local(Local::ReplicaLost);
             }
@@ -1110,7 +1121,7 @@ impl Primary {
     fn member_output(&mut self, output: MemberOutput) {
         match output {
             MemberOutput::DropReplication => {
-                if matches!(self.protection, Protection::Arming | Protection::Armed) {
+                if matches!(self.protection, Protection::Arming(_) | Protection::Armed) {
                     self.protection = Protection::Severed;
                     self.lose_peer(PeerLost::Silent, Some("the primary goes on alone"));
                 }
@@ -1145,11 +1156,8 @@ impl Primary {
     }
 
     /// Whether the phase ends only if the peer or the guest side does something.
-    fn awaits_peer(&self) -> bool {
-        // Output is held while ownership is arranged; an arbiter that never answers must not hold
-        // it for ever.
+    const fn awaits_peer(&self) -> bool {
         !matches!(self.source, Source::Alone | Source::Running)
-            || self.protection == Protection::Arming
     }
 
     /// Watches for commands that the member refused.
@@ -1220,7 +1228,14 @@ impl Machine for Primary {
                 why: TimerKind::Compare,
             });
         let stall = self.awaits_peer().then(|| base.stall());
-        base.soonest([greeting, epoch, compare, stall])
+        let arming = match self.protection {
+            Protection::Arming(since) => Some(Deadline {
+                at: since + base.config.stall,
+                why: TimerKind::Stall,
+            }),
+            _ => None,
+        };
+        base.soonest([greeting, epoch, compare, stall, arming])
     }
 
     fn stats(&self) -> Stats {
@@ -1232,7 +1247,7 @@ impl Machine for Primary {
             role: Role::Primary,
             protected: self.protection == Protection::Armed,
             phase: match self.protection {
-                Protection::Arming => "arranging ownership",
+                Protection::Arming(_) => "arranging ownership",
                 Protection::Severed => "settling ownership",
                 _ => self.source.name(),
             },

@@ -153,3 +153,25 @@ fn a_secondary_whose_farewell_goes_nowhere_rests_and_is_protected_again() {
         assert!(protected, "{}", world.story.join("\n"));
     });
 }
+
+#[test]
+fn an_arbiter_that_is_lost_after_the_first_synchronisation_does_not_hold_output_for_ever() {
+    // The partner holds a whole state and lives; only ownership cannot be arranged. What the two
+    // say to each other meanwhile is no progress.
+    for n in 0..32 {
+        let mut world = World::new(n, Setup::numbered(n));
+        world.telling = true;
+        assert!(world.until(5_000, |w| w.serves(0)));
+        world.lose_arbiter(0);
+        let whole = |i, e: &Event| i == 0 && matches!(e, Event::Checkpointed { .. });
+        assert!(world.event(5_000, whole), "{}", world.story.join("\n"));
+        let before = world.released();
+        let spoke = world.until(4_000, |w| w.released() > before + 10);
+        assert!(spoke, "setup {n}: output is held\n{}", world.story.join("\n"));
+        world.heal();
+        world.events.clear();
+        let protected = world.event(15_000, |_, e| matches!(e, Event::Protected { .. }));
+        assert!(protected, "setup {n}\n{}", world.story.join("\n"));
+        assert_eq!(world.violation, None);
+    }
+}
