@@ -28,14 +28,27 @@ fn words(run: u64) -> Vec<u64> {
     words
 }
 
+/// 1 % of the pages, each by chance.
+fn scattered() -> Vec<u64> {
+    let mut words = vec![0; WORDS];
+    let mut state = 1_u64;
+    for page in 0..PAGES {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        if state >> 33 < (1 << 31) / 100 {
+            words[page as usize / 64] |= 1 << (page % 64);
+        }
+    }
+    words
+}
+
 fn runs(c: &mut Criterion) {
     let mut group = c.benchmark_group("runs");
-    for run in [1, 8, 64] {
-        let log = words(run);
+    let logs = [1, 8, 64].map(|run| (format!("in runs of {run}"), words(run)));
+    for (how, log) in logs.into_iter().chain([("by chance".into(), scattered())]) {
         let mut dirty = PageSet::new(&[(Slot(0), PAGES)]);
         dirty.merge(Slot(0), &log);
         let mut batch = PageRuns::new();
-        group.bench_function(format!("4 GiB, 1 % dirty in runs of {run}"), |b| {
+        group.bench_function(format!("4 GiB, 1 % dirty {how}"), |b| {
             b.iter_batched_ref(
                 || dirty.clone(),
                 |set| {
@@ -52,7 +65,7 @@ fn runs(c: &mut Criterion) {
             );
         });
         let mut set = PageSet::new(&[(Slot(0), PAGES)]);
-        group.bench_function(format!("merge of 128 KiB, runs of {run}"), |b| {
+        group.bench_function(format!("merge of 128 KiB {how}"), |b| {
             b.iter(|| set.merge(Slot(0), black_box(&log)));
         });
     }

@@ -164,6 +164,19 @@ impl PageRuns {
         Ok(())
     }
 
+    /// Appends a run that begins after the end of every run already here: the cheap way for who
+    /// knows it.
+    #[inline]
+    pub(crate) fn push_apart(&mut self, run: PageRun) {
+        debug_assert!(
+            self.0
+                .last()
+                .is_none_or(|last| (last.slot, last.end()) < (run.slot, run.first)),
+            "{run:?} does not lie apart"
+        );
+        self.0.push(run);
+    }
+
     /// The runs, in order.
     pub fn iter(&self) -> core::slice::Iter<'_, PageRun> {
         self.0.iter()

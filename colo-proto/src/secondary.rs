@@ -32,8 +32,8 @@ use crate::{
     status::{ColoMode, FailoverStatus, Mode, Status},
     time::Instant,
     wire::{
-        BATCH_RUNS, FLAG_LIVE, Head, Hello, Kind, VmstateSend, decode_reasons, decode_runs,
-        encode_runs,
+        BATCH_RUNS, FLAG_LIVE, Head, Hello, Kind, RUN_LEN, VmstateSend, decode_reasons,
+        decode_runs, encode_runs,
     },
 };
 
@@ -609,7 +609,7 @@ impl Secondary {
         }
         let runs = self.reporting.take_runs(u32::MAX, BATCH_RUNS * 4);
         if !runs.is_empty() {
-            let mut table = BytesMut::new();
+            let mut table = BytesMut::with_capacity(runs.as_slice().len() * RUN_LEN);
             encode_runs(&runs, &mut table);
             let head = self.base.head(Kind::OwnDirty, 0);
             self.base.send(Channel::Control, head, &table);

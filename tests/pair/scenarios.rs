@@ -167,7 +167,11 @@ fn an_arbiter_that_is_lost_after_the_first_synchronisation_does_not_hold_output_
         assert!(world.event(5_000, whole), "{}", world.story.join("\n"));
         let before = world.released();
         let spoke = world.until(4_000, |w| w.released() > before + 10);
-        assert!(spoke, "setup {n}: output is held\n{}", world.story.join("\n"));
+        assert!(
+            spoke,
+            "setup {n}: output is held\n{}",
+            world.story.join("\n")
+        );
         world.heal();
         world.events.clear();
         let protected = world.event(15_000, |_, e| matches!(e, Event::Protected { .. }));

@@ -3,15 +3,22 @@
 use core::num::NonZeroU32;
 
 use super::set::PageSet;
-use crate::id::{PageRun, PageRuns};
+use crate::id::{PageRun, PageRuns, Slot};
+
+/// Runs of a batch on the wire; more than that is asked for as it is needed.
+const MOST_RESERVED: usize = crate::wire::BATCH_RUNS;
 
 impl PageSet {
     /// Takes the lowest pages out of the set, at most `at_most` pages and `most_runs` runs.
     ///
-    /// Cost is one step a word skipped and one a run found, whatever the number of pages. Words
-    /// known to be empty are not looked at again, so taking a whole set chunk by chunk is linear.
+    /// Cost is a glance at every word skipped and one step a run found, whatever the number of
+    /// pages. Words known to be empty are not looked at again, so taking a whole set chunk by chunk
+    /// is linear. The memory that a batch can need is asked for at once.
     pub fn take_runs(&mut self, at_most: u32, most_runs: usize) -> PageRuns {
         let mut runs = PageRuns::new();
+        if !self.is_empty() {
+            runs = PageRuns::with_capacity(most_runs.min(MOST_RESERVED));
+        }
         self.take_runs_into(at_most, most_runs, &mut runs);
         runs
     }
@@ -19,41 +26,73 @@ impl PageSet {
     /// [`take_runs`](Self::take_runs) into a kept buffer, which is cleared first.
     pub fn take_runs_into(&mut self, at_most: u32, most_runs: usize, runs: &mut PageRuns) {
         runs.clear();
-        let mut room = at_most;
-        let mut left = most_runs;
-        // Where a run may be continued without being another one.
-        let mut end = None;
+        let (mut room, mut left) = (at_most, most_runs);
         for bits in self.bits_mut() {
-            let slot = bits.slot;
-            for (at, kept) in bits.words.iter_mut().enumerate().skip(bits.low) {
-                bits.low = at;
-                let mut word = *kept;
-                while word != 0 {
-                    let from = word.trailing_zeros();
-                    let ones = (!(word >> from)).trailing_zeros().min(64 - from).min(room);
-                    let first = at as u64 * 64 + u64::from(from);
-                    let joins = end == Some((slot, first));
-                    let Some(pages) = NonZeroU32::new(ones).filter(|_| joins || left > 0) else {
-                        *kept = word;
-                        return;
-                    };
-                    left -= usize::from(!joins);
-                    end = Some((slot, first + u64::from(ones)));
-                    let mask = if ones == 64 {
-                        u64::MAX
-                    } else {
-                        ((1 << ones) - 1) << from
-                    };
-                    word &= !mask;
-                    // Runs come in order from a set, so push cannot refuse.
-                    let refused = runs.push(PageRun { slot, first, pages });
-                    debug_assert!(refused.is_ok(), "a set yields its runs in order");
-                    room -= ones;
+            let (slot, low) = (bits.slot, bits.low);
+            // The run that grows: it may go on in the next word.
+            let (mut first, mut end) = (0, 0);
+            let mut full = false;
+            let blocks = bits.words.get_mut(low..).unwrap_or_default();
+            'slot: for (block, words) in blocks.chunks_mut(64).enumerate() {
+                let mut busy = 0_u64;
+                for (at, word) in words.iter().enumerate() {
+                    busy |= u64::from(*word != 0) << at;
                 }
-                *kept = 0;
+                while busy != 0 {
+                    let within = busy.trailing_zeros() as usize;
+                    let Some(kept) = words.get_mut(within) else {
+                        break;
+                    };
+                    let at = low + block * 64 + within;
+                    let mut word = *kept;
+                    while word != 0 {
+                        // Adding the lowest one carries through the lowest run.
+                        let carried = word.wrapping_add(word & word.wrapping_neg());
+                        let from = word.trailing_zeros();
+                        let ones = carried.trailing_zeros() - from;
+                        let page = at as u64 * 64 + u64::from(from);
+                        if page != end || first == end {
+                            full = left == 0 || room == 0;
+                            if full {
+                                break;
+                            }
+                            append(runs, slot, first, end);
+                            (first, end) = (page, page);
+                            left -= 1;
+                        }
+                        if ones > room {
+                            end += u64::from(room);
+                            word &= !(((1 << room) - 1) << from);
+                            (room, full) = (0, true);
+                            break;
+                        }
+                        end += u64::from(ones);
+                        room -= ones;
+                        word &= carried;
+                    }
+                    *kept = word;
+                    if full {
+                        bits.low = at;
+                        break 'slot;
+                    }
+                    busy &= busy - 1;
+                }
+            }
+            append(runs, slot, first, end);
+            if full {
+                return;
             }
             bits.low = bits.words.len();
         }
+    }
+}
+
+#[inline]
+fn append(runs: &mut PageRuns, slot: Slot, first: u64, end: u64) {
+    // At most `u32` pages are taken at once, so that the length fits.
+    let pages = u32::try_from(end - first).unwrap_or(u32::MAX);
+    if let Some(pages) = NonZeroU32::new(pages) {
+        runs.push_apart(PageRun { slot, first, pages });
     }
 }
 
@@ -64,7 +103,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::id::Slot;
 
     fn pages(runs: &PageRuns) -> Vec<(u16, u64)> {
         runs.iter()

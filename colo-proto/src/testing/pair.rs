@@ -13,6 +13,9 @@ use crate::{
     time::Instant,
 };
 
+/// As much as one batch of pages.
+const SEND_BUDGET: usize = 4 << 20;
+
 /// A piece of what is on its way.
 #[derive(Clone, Debug)]
 enum Piece<C> {
@@ -156,7 +159,7 @@ impl<G: Guest> Pair<G> {
         }
         for line in 0..self.lines.len() {
             let channel = self.lines[line].channel;
-            moved |= self.send(at, channel, 1 << 20)?;
+            moved |= self.send(at, channel, SEND_BUDGET)?;
             moved |= self.receive(at, channel)?;
         }
         Ok(moved)
