@@ -11,8 +11,6 @@ pub enum Bug {
     CommitPartial,
     /// The member is told that nothing is in hand while a checkpoint loads (RELAUNCH is dropped).
     SettledWhileLoading,
-    /// Agreed output leaves though the inputs it answers are not stored on the secondary.
-    InputAckUnchecked,
     /// The secondary's own dirty pages are neither reported nor missed.
     OwnPagesForgotten,
     /// The capture is not told which pages it must copy besides those dirty now.
@@ -21,6 +19,8 @@ pub enum Bug {
     NewOutputWithOld,
     /// Output that the secondary's guest contradicts leaves all the same.
     MismatchIgnored,
+    /// What the secondary's guest said before the last checkpoint counts as said after it.
+    StaleOutputCompared,
     /// A half-received checkpoint is applied when the peer is lost.
     HalfAppliedOnLoss,
     /// A whole checkpoint is dropped when the peer is lost.

@@ -8,6 +8,7 @@ use crate::{
     id::Channel,
     machine::{Deadline, Demand, Input, Machine, Output, Transmit},
     member::{BootId, Command, Local, Member, Record},
+    ownership::Told,
     primary::Primary,
     secondary::Secondary,
     stats::Stats,
@@ -68,6 +69,28 @@ impl Node {
         let mut node = Self(Role::Secondary(alloc::boxed::Box::new(secondary)));
         node.change();
         node
+    }
+
+    /// A host that is told who owns the VM, as QEMU's are: no heartbeat, no lease, no arbiter, no
+    /// record. It takes over, or goes on alone, when its operator says
+    /// [`LostHeartbeat`](crate::command::Command::LostHeartbeat). Safe as long as only one of the
+    /// two is told so: a primary whose secondary is gone lets nothing out until then.
+    ///
+    /// For a cluster manager that fences by itself, and for models of the epoch protocol alone.
+    #[must_use]
+    pub fn told(config: Config, start: Start, boot: BootId, now: Instant) -> Self {
+        Self(match start {
+            Start::Primary => {
+                let base = Base::new(config, boot, Told::owner(), now);
+                Role::Primary(alloc::boxed::Box::new(Primary::new(base)))
+            }
+            Start::Secondary => {
+                let base = Base::new(config, boot, Told::partner(), now);
+                let mut secondary = Secondary::new(base);
+                secondary.start();
+                Role::Secondary(alloc::boxed::Box::new(secondary))
+            }
+        })
     }
 
     /// The primary, if this host is one.

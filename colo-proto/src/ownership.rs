@@ -58,10 +58,11 @@ impl Told {
     fn handle_local(&mut self, local: Local) {
         use MemberState::{PrimaryDual, PrimarySolo, Secondary, Syncing, TakeoverWait};
         self.state = match (self.state, local) {
-            (PrimarySolo, Local::ReplicaReady { .. }) => PrimaryDual,
+            // From the request on the secondary may become whole, and nobody here may ever know.
+            (PrimarySolo, Local::CheckpointRunning(true)) => PrimaryDual,
             (Syncing, Local::Synced { .. }) => Secondary,
             (Secondary, Local::ReplicaLost) => Syncing,
-            (PrimaryDual, Local::Operator(Command::FailOver)) => {
+            (PrimaryDual, Local::Operator(Command::FailOver | Command::Detach)) => {
                 self.outputs.push_back(MemberOutput::DropReplication);
                 PrimarySolo
             }
@@ -93,6 +94,11 @@ impl Told {
 }
 
 impl Ownership {
+    /// Whether nobody agrees on anything: whoever connects is the partner.
+    pub(crate) const fn is_told(&self) -> bool {
+        matches!(self, Self::Told(_))
+    }
+
     /// The member, where there is one.
     pub(crate) const fn member(&self) -> Option<&Member> {
         match self {
@@ -227,12 +233,9 @@ mod tests {
     #[test]
     fn a_primary_whose_link_is_dead_waits_for_its_operator() {
         let mut told = Told::owner();
-        told.handle_local(Local::ReplicaReady {
-            boot: BootId(1),
-            epoch: Epoch(0),
-            evidence_clean: true,
-        });
-        told.handle_local(Local::ReplicationDead);
+        told.handle_local(Local::CheckpointRunning(true));
+        told.handle_local(Local::CheckpointRunning(false));
+        told.handle_local(Local::ReplicaLost);
         assert_eq!(told.state, MemberState::PrimaryDual);
         told.handle_local(Local::Operator(Command::FailOver));
         assert_eq!(

@@ -323,7 +323,6 @@ impl Primary {
     pub(crate) fn accepted(base: Base, secondary: BootId) -> Self {
         let mut primary = Self::new(base);
         primary.peer_cache = CacheMode::Full;
-        primary.sync_peer = Some(secondary);
         primary.base.peer = Some(secondary);
         primary.base.link.up_all();
         primary.pump();
@@ -422,7 +421,7 @@ impl Primary {
         self.source == Source::Alone
             && self.protection == Protection::None
             && self.base.peer.is_some()
-            && self.base.peer == self.sync_peer
+            && (self.base.peer == self.sync_peer || self.base.member.is_told())
             && self.base.link.all_up()
             && self.base.hands.idle()
             && !self.base.fenced
@@ -831,6 +830,11 @@ impl Primary {
                 Some(said) if bug!(self.base.config, MismatchIgnored) => said.clone(),
                 _ => frame,
             };
+            let epoch = if bug!(self.base.config, StaleOutputCompared) {
+                self.comparator.epoch()
+            } else {
+                epoch
+            };
             self.comparator.theirs(epoch, frame);
             self.release_agreed();
         }
@@ -839,11 +843,10 @@ impl Primary {
 
     fn release_agreed(&mut self) {
         let before = self.held.agreed();
-        let acked = if bug!(self.base.config, InputAckUnchecked) {
-            u64::MAX
-        } else {
-            self.inputs.acked()
-        };
+        // As long as frames are compared whole, agreeing implies it: a guest that said the same has
+        // the same inputs, and they are acknowledged first. A comparator that looks at payloads
+        // alone needs the rule.
+        let acked = self.inputs.acked();
         while let Some(frame) = self.held.release_agreed(self.comparator.matched(), acked) {
             self.base.stats.matched += 1;
             self.base.release(frame);
@@ -957,7 +960,12 @@ impl Primary {
                 self.base.wait(id, Until::Checkpoint);
             }
             Command::LostHeartbeat if self.base.failover.mode == ColoMode::None => {
-                self.base.refuse(id, Refusal::NotProtected);
+                if self.protection != Protection::Severed {
+                    return self.base.refuse(id, Refusal::NotProtected);
+                }
+                // Lost before it was protection, and perhaps whole all the same.
+                self.base.wait(id, Until::Alone);
+                self.base.local(Local::Operator(MemberCommand::FailOver));
             }
             Command::LostHeartbeat => {
                 if !self.base.failover.request() {
@@ -1077,7 +1085,11 @@ impl Primary {
             Protection::None | Protection::Severed => {}
             Protection::Syncing => {
                 self.base.local(Local::ReplicaLost);
-                self.alone();
+                if self.base.member.is_alone() {
+                    self.alone();
+                } else {
+                    self.protection = Protection::Severed;
+                }
             }
             Protection::Arming(_) => {
                 self.protection = Protection::Severed;

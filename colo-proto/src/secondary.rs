@@ -243,6 +243,8 @@ impl Secondary {
         if self.awaits_peer()
             && let Some(why) = self.base.stalled(self.target.name())
         {
+            // Past the commit point only the guest side here can end the wait; it goes on.
+            self.base.progress = now;
             self.lose_peer(why, Some("no progress"));
             return true;
         }

@@ -5,3 +5,5 @@
 #![expect(clippy::unwrap_used, reason = "all of this binary is a test")]
 
 mod claim;
+mod epoch;
+mod guest;

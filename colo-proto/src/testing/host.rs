@@ -81,7 +81,7 @@ impl Errand {
 }
 
 /// A node and its guest, driven as the [drain contract](crate::machine#the-drain-contract) says.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Host<G> {
     /// The guest.
     pub guest: G,

@@ -17,7 +17,7 @@ use crate::{
 const SEND_BUDGET: usize = 4 << 20;
 
 /// A piece of what is on its way.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Piece<C> {
     Bytes(Bytes),
     Contents(NonZeroUsize, C),
@@ -25,7 +25,7 @@ enum Piece<C> {
 
 /// One channel. What was sent before an end was closed still arrives; only then is the other end
 /// told.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Line<C> {
     channel: Channel,
     open: [bool; 2],
@@ -43,7 +43,7 @@ struct Line<C> {
 /// # Panics
 /// If a machine is wrong: it demands something else than the other one sent, or lets a frame out
 /// under a permit that is over.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Pair<G: Guest> {
     now: Instant,
     hosts: [Option<Host<G>>; 2],
