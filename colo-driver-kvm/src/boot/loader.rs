@@ -36,6 +36,28 @@ impl Loaded {
             Setup::BzImage(_) => KernelKind::BzImage,
         }
     }
+
+    /// Longest command line that the kernel takes, without its end mark.
+    pub(super) fn most_cmdline(&self) -> usize {
+        const OURS: usize = super::MOST_CMDLINE - 1;
+        match &self.setup {
+            // Before protocol 2.06 there was no field, and 255 were the most.
+            Setup::BzImage(header) if header.version < 0x0206 => 255,
+            Setup::BzImage(header) => OURS.min(header.cmdline_size as usize),
+            Setup::Multiboot | Setup::Pvh => OURS,
+        }
+    }
+
+    /// First address behind the memory that the initial ramdisk may lie in.
+    fn ramdisk_end(&self, layout: &Layout) -> u64 {
+        let most = match &self.setup {
+            // Before protocol 2.03 the field was not there.
+            Setup::BzImage(header) if header.version < 0x0203 => 0x37ff_ffff,
+            Setup::BzImage(header) => u64::from(header.initrd_addr_max),
+            Setup::Multiboot | Setup::Pvh => u64::from(u32::MAX),
+        };
+        layout.low_end().min(most.saturating_add(1))
+    }
 }
 
 /// What can be said of an image without loading it.
@@ -55,10 +77,10 @@ pub(super) fn load(ram: &GuestRam, layout: &Layout, image: &[u8]) -> Result<Load
         return header.load(ram, layout, image);
     }
     if image.starts_with(b"\x7fELF") {
-        return load_pvh(ram, image);
+        return load_pvh(ram, layout, image);
     }
     if image.get(0x202..0x206) == Some(b"HdrS") {
-        return load_bzimage(ram, image);
+        return load_bzimage(ram, layout, image);
     }
     identify(image)?;
     Err(damaged("neither entry nor header"))
@@ -70,7 +92,20 @@ fn damaged(what: impl ToString) -> BootError {
     }
 }
 
-fn load_pvh(ram: &GuestRam, image: &[u8]) -> Result<Loaded, BootError> {
+/// Says that the kernel does not fit before anything of it is written.
+fn fits(layout: &Layout, start: u64, len: u64) -> Result<(), BootError> {
+    let end = start.saturating_add(len);
+    if end <= layout.low_end() {
+        return Ok(());
+    }
+    Err(BootError::NoRoom {
+        what: "the kernel",
+        start,
+        end,
+    })
+}
+
+fn load_pvh(ram: &GuestRam, layout: &Layout, image: &[u8]) -> Result<Loaded, BootError> {
     // e_machine; the class byte tells 32-bit images, which linux-loader does not read.
     let machine = match (image.get(4), image.get(18..20)) {
         (Some(2), Some([0x3e, 0])) => None,
@@ -79,6 +114,9 @@ fn load_pvh(ram: &GuestRam, image: &[u8]) -> Result<Loaded, BootError> {
     };
     if let Some(machine) = machine {
         return Err(BootError::NoEntry { machine });
+    }
+    for piece in elf(image)?.1 {
+        fits(layout, piece.to, piece.memory)?;
     }
     let KernelLoaderResult {
         kernel_end,
@@ -95,7 +133,15 @@ fn load_pvh(ram: &GuestRam, image: &[u8]) -> Result<Loaded, BootError> {
     })
 }
 
-fn load_bzimage(ram: &GuestRam, image: &[u8]) -> Result<Loaded, BootError> {
+fn load_bzimage(ram: &GuestRam, layout: &Layout, image: &[u8]) -> Result<Loaded, BootError> {
+    // The boot sector and the setup sectors (0 means 4) stay behind.
+    let sectors = image.get(0x1f1).map_or(0, |n| u64::from(*n));
+    let setup = (if sectors == 0 { 4 } else { sectors } + 1) * 512;
+    fits(
+        layout,
+        HIGH_MEMORY,
+        (image.len() as u64).saturating_sub(setup),
+    )?;
     let result = BzImage::load(
         ram,
         None,
@@ -109,6 +155,7 @@ fn load_bzimage(ram: &GuestRam, image: &[u8]) -> Result<Loaded, BootError> {
     // What the kernel unpacks itself into.
     let needs = u64::from(header.init_size).max(result.kernel_end - result.kernel_load.0);
     let begin = result.kernel_load.0.max(header.pref_address);
+    fits(layout, begin, needs)?;
     Ok(Loaded {
         entry: result.kernel_load.0,
         end: begin.saturating_add(needs),
@@ -116,20 +163,21 @@ fn load_bzimage(ram: &GuestRam, image: &[u8]) -> Result<Loaded, BootError> {
     })
 }
 
-/// Puts the initial ramdisk at the top of low memory. Returns address and length.
+/// Puts the initial ramdisk as high as low memory and the kernel allow. Returns address and length.
 pub(super) fn initrd(
     ram: &GuestRam,
     layout: &Layout,
     bytes: &[u8],
-    kernel_end: u64,
+    kernel: &Loaded,
 ) -> Result<(u64, u64), BootError> {
     let len = bytes.len() as u64;
-    let at = layout.low_end().saturating_sub(len) & !(PAGE_SIZE as u64 - 1);
-    if at < kernel_end || len > layout.low_end() {
-        return Err(BootError::NoRoom {
-            what: "the initial ramdisk",
-            start: kernel_end,
-            end: kernel_end.saturating_add(len),
+    let end = kernel.ramdisk_end(layout);
+    let at = end.saturating_sub(len) & !(PAGE_SIZE as u64 - 1);
+    if at < kernel.end || len > end {
+        return Err(BootError::NoRoomForRamdisk {
+            len,
+            start: kernel.end,
+            end,
         });
     }
     ram.write_slice(bytes, GuestAddress(at))?;
@@ -193,9 +241,7 @@ impl Multiboot {
                 end: piece.to.saturating_add(piece.memory),
             };
             let piece_end = piece.to.checked_add(piece.memory).ok_or_else(no_room)?;
-            if piece_end > layout.low_end() {
-                return Err(no_room());
-            }
+            fits(layout, piece.to, piece.memory)?;
             ram.write_slice(piece.bytes, GuestAddress(piece.to))?;
             zero(ram, piece.to + piece.bytes.len() as u64, piece_end)?;
             end = end.max(piece_end);
@@ -410,14 +456,100 @@ mod tests {
         assert!(error(&image[..32]).contains("cut"));
     }
 
+    fn kernel(setup: Setup, end: u64) -> Loaded {
+        Loaded {
+            entry: 0,
+            end,
+            setup,
+        }
+    }
+
     #[test]
     fn the_ramdisk_goes_to_the_top_and_not_over_the_kernel() {
         let (ram, layout) = ram();
+        let place = |end| initrd(&ram, &layout, &[7; 5000], &kernel(Setup::Pvh, end));
+        assert_eq!(place(0x20_0000).unwrap(), ((4 << 20) - 8192, 5000));
+        assert!(place((4 << 20) - 4096).is_err());
+    }
+
+    /// Code for a bzImage: nothing that could run.
+    fn bzimage(change: impl FnOnce(&mut setup_header), code: usize) -> Vec<u8> {
+        let mut header = setup_header {
+            setup_sects: 1,
+            boot_flag: 0xaa55,
+            header: 0x5372_6448,
+            version: 0x020f,
+            loadflags: 1,
+            code32_start: 0x10_0000,
+            cmdline_size: 2047,
+            initrd_addr_max: 0x7fff_ffff,
+            init_size: 0x1_0000,
+            pref_address: 0x10_0000,
+            ..setup_header::default()
+        };
+        change(&mut header);
+        let page = linux_loader::bootparam::boot_params {
+            hdr: header,
+            ..Default::default()
+        };
+        // The header lies in a boot sector where it lies in the boot parameters.
+        let mut image = vm_memory::ByteValued::as_slice(&page)[..1024].to_vec();
+        image.resize(1024 + code, 0xf4);
+        image
+    }
+
+    #[test]
+    fn a_bzimage_says_how_high_its_ramdisk_may_lie() {
+        let (ram, layout) = ram();
+        let image = bzimage(|h| h.initrd_addr_max = 0x2f_ffff, 4096);
+        let loaded = load(&ram, &layout, &image).unwrap();
+        assert_eq!(loaded.kind(), KernelKind::BzImage);
+        let (at, len) = initrd(&ram, &layout, &[7; 5000], &loaded).unwrap();
+        assert_eq!((at, len), (0x30_0000 - 8192, 5000));
+        let far = vec![7; 0x20_0000];
+        let error = initrd(&ram, &layout, &far, &loaded).unwrap_err();
         assert_eq!(
-            initrd(&ram, &layout, &[7; 5000], 0x20_0000).unwrap(),
-            ((4 << 20) - 8192, 5000)
+            error.to_string(),
+            "the initial ramdisk has 2097152 bytes, and the kernel takes it between 0x110000 and \
+             0x300000 only; give the guest more memory or a smaller ramdisk"
         );
-        assert!(initrd(&ram, &layout, &[7; 5000], (4 << 20) - 4096).is_err());
+    }
+
+    #[test]
+    fn a_bzimage_says_how_long_its_command_line_may_be() {
+        let (ram, layout) = ram();
+        let most = |image: &[u8]| load(&ram, &layout, image).unwrap().most_cmdline();
+        assert_eq!(most(&bzimage(|h| h.cmdline_size = 100, 4096)), 100);
+        assert_eq!(most(&bzimage(|h| h.cmdline_size = 1 << 20, 4096)), 2047);
+        assert_eq!(most(&bzimage(|h| h.version = 0x0205, 4096)), 255);
+    }
+
+    #[test]
+    fn a_kernel_that_does_not_fit_is_told_from_a_damaged_one() {
+        let needs = "give the guest more memory";
+        let unpacked = error(&bzimage(|h| h.init_size = 64 << 20, 4096));
+        assert!(unpacked.ends_with(needs), "{unpacked}");
+        let packed = error(&bzimage(|_| {}, 4 << 20));
+        assert!(packed.ends_with(needs), "{packed}");
+        // An ELF whose one segment lies at 16 MiB.
+        let mut elf = vec![0; 64 + 56];
+        elf[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+        elf[16] = 2;
+        elf[18] = 0x3e;
+        elf[32] = 64;
+        elf[54] = 56;
+        elf[56] = 1;
+        elf[64] = 1;
+        elf[64 + 24 + 3] = 1;
+        elf[64 + 40] = 8;
+        let high = error(&elf);
+        assert_eq!(
+            high,
+            "the kernel needs 0x1000000..0x1000008, outside of guest memory; give the guest more \
+             memory"
+        );
+        let cut = error(&bzimage(|_| {}, 4096)[..0x210]);
+        assert!(cut.contains("damaged or cut"), "{cut}");
     }
 
     proptest! {

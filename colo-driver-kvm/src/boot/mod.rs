@@ -96,11 +96,27 @@ pub enum BootError {
         /// Where it ends.
         end: u64,
     },
+    /// No room for the initial ramdisk between the kernel and the end of what it can reach.
+    #[error(
+        "the initial ramdisk has {len} bytes, and the kernel takes it between {start:#x} and {end:#x} only; give the guest more memory or a smaller ramdisk"
+    )]
+    NoRoomForRamdisk {
+        /// Its length.
+        len: u64,
+        /// First address behind the kernel.
+        start: u64,
+        /// First address that is out of reach.
+        end: u64,
+    },
     /// Too long.
-    #[error("the command line has {len} bytes with its devices, {} are the most: shorten it", MOST_CMDLINE - 1)]
+    #[error(
+        "the command line has {len} bytes with its devices, this kernel takes {most}: shorten it"
+    )]
     CmdlineTooLong {
         /// How long.
         len: usize,
+        /// The most.
+        most: usize,
     },
     /// Not text.
     #[error("the command line has a NUL in it: remove it")]
@@ -131,13 +147,13 @@ impl Vm {
     /// [`BootError`] says what is wrong with the image or the memory. Guest memory may be half
     /// written then.
     pub fn boot(&mut self, boot: &Boot<'_>) -> Result<KernelKind, BootError> {
-        let cmdline = cmdline(boot.cmdline, self.windows())?;
         let ram = self.memory().ram();
         let layout = self.layout();
         let loaded = loader::load(ram, layout, boot.kernel)?;
+        let cmdline = cmdline(boot.cmdline, self.windows(), loaded.most_cmdline())?;
         let initrd = boot
             .initrd
-            .map(|bytes| loader::initrd(ram, layout, bytes, loaded.end))
+            .map(|bytes| loader::initrd(ram, layout, bytes, &loaded))
             .transpose()?;
         params::cmdline(ram, &cmdline)?;
         let info = params::Info {
@@ -153,7 +169,7 @@ impl Vm {
     }
 }
 
-fn cmdline(given: &str, windows: &[MmioWindow]) -> Result<String, BootError> {
+fn cmdline(given: &str, windows: &[MmioWindow], most: usize) -> Result<String, BootError> {
     if given.contains('\0') {
         return Err(BootError::CmdlineNul);
     }
@@ -166,8 +182,9 @@ fn cmdline(given: &str, windows: &[MmioWindow]) -> Result<String, BootError> {
             window.base, window.gsi
         );
     }
-    if all.len() >= MOST_CMDLINE {
-        return Err(BootError::CmdlineTooLong { len: all.len() });
+    if all.len() > most {
+        let len = all.len();
+        return Err(BootError::CmdlineTooLong { len, most });
     }
     Ok(all)
 }
@@ -189,20 +206,23 @@ mod tests {
     #[test]
     fn devices_are_announced_as_linux_wants_it() {
         assert_eq!(
-            cmdline(" console=ttyS0 ", &[window(0), window(1)]).unwrap(),
+            cmdline(" console=ttyS0 ", &[window(0), window(1)], 2047).unwrap(),
             "console=ttyS0 virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:5"
         );
-        assert_eq!(cmdline("", &[]).unwrap(), "");
+        assert_eq!(cmdline("", &[], 2047).unwrap(), "");
     }
 
     #[test]
     fn a_line_that_linux_would_cut_is_refused() {
         let long = "x".repeat(MOST_CMDLINE - 1);
-        assert!(cmdline(&long, &[]).is_ok());
+        assert!(cmdline(&long, &[], 2047).is_ok());
         assert!(matches!(
-            cmdline(&long, &[window(0)]),
+            cmdline(&long, &[window(0)], 2047),
             Err(BootError::CmdlineTooLong { .. })
         ));
-        assert!(matches!(cmdline("a\0b", &[]), Err(BootError::CmdlineNul)));
+        assert!(matches!(
+            cmdline("a\0b", &[], 2047),
+            Err(BootError::CmdlineNul)
+        ));
     }
 }
