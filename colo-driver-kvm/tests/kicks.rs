@@ -168,28 +168,42 @@ fn an_access_that_a_stop_interrupts_is_finished_once() {
 
 #[test]
 fn two_vcpus_are_one_machine() {
+    are_one_machine(2, 50);
+}
+
+#[test]
+fn one_to_eight_vcpus_are_one_machine() {
+    for vcpus in [1, 3, 4, 5, 6, 7, 8] {
+        are_one_machine(vcpus, 5);
+    }
+}
+
+/// Each vCPU writes its own part of memory; copies of the machine go on where all of them were.
+fn are_one_machine(vcpus: usize, rounds: usize) {
     let Some(host) = host() else { return };
     let config = VmConfig {
-        vcpus: 2,
+        vcpus,
         ..VmConfig::default()
     };
     let walk = Walk {
-        cpus: 2,
+        cpus: vcpus as u64,
         ws: 300,
         ..Walk::default()
     };
     let mut vm = machine(&host, &config, walk);
     vm.start_tracking().unwrap();
     vm.resume().unwrap();
-    await_visits(&vm, 0, 1000);
-    await_visits(&vm, 1, 1000);
+    let all = 0..vcpus as u64;
+    for n in all.clone() {
+        await_visits(&vm, n, 1000);
+    }
     let mut copy = Vm::new(&host, &config).unwrap();
     copy.start_tracking().unwrap();
     let mut checkpoint = vm.checkpoint(40_000).unwrap();
     let mut theirs = PageSet::new(&vm.memory().shape());
     copy.harvest(&mut theirs).unwrap();
     theirs.clear();
-    for round in 0..50 {
+    for round in 0..rounds {
         copy.harvest(&mut theirs).unwrap();
         let also = theirs.take_runs(u32::MAX, usize::MAX);
         vm.capture(&mut checkpoint, &also, true, Passes::Two, &mut || {})
@@ -197,12 +211,13 @@ fn two_vcpus_are_one_machine() {
         let runs = checkpoint.dirty.take_runs(u32::MAX, usize::MAX);
         copy.commit_ram(&checkpoint.staging, &runs).unwrap();
         copy.load_state(&checkpoint.state).unwrap();
-        let at = [visits(&copy, 0), visits(&copy, 1)];
+        let at: Vec<u64> = all.clone().map(|n| visits(&copy, n)).collect();
         copy.resume().unwrap();
-        await_visits(&copy, 0, at[0]);
-        await_visits(&copy, 1, at[1]);
+        for (n, at) in all.clone().zip(at) {
+            await_visits(&copy, n, at);
+        }
         copy.pause();
-        assert_eq!(contradictions(&copy), [], "round {round}");
+        assert_eq!(contradictions(&copy), [], "{vcpus} vCPUs, round {round}");
     }
     vm.pause();
     assert_eq!(contradictions(&vm), []);

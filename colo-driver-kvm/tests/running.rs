@@ -58,6 +58,13 @@ fn what_a_host_cannot_give_is_refused_with_a_reason() {
         }),
         "9 vCPUs: choose 1 to 8"
     );
+    assert_eq!(
+        why(VmConfig {
+            vcpus: 0,
+            ..config()
+        }),
+        "0 vCPUs: choose 1 to 8"
+    );
     assert!(
         why(VmConfig {
             memory: 1 << 52,
