@@ -1,9 +1,13 @@
 //! Small guests for tests, benchmarks and the demo, as ELF images.
 //!
-//! Each boots by multiboot or PVH, in our own VMM and in QEMU (`-M pc`, `-M microvm`), logs on
+//! Each boots by multiboot or PVH, and turned by [`bzimage()`] into one as a Linux kernel does, in our own VMM and in QEMU (`-M pc`, `-M microvm`), logs on
 //! COM1, halts when it has nothing to do, and keeps counters in the page at
 //! [`stats::ADDRESS`]. What they take on the command line and how memory is laid out is in
 //! this package's README; the sources are in `src-guests`.
+
+mod bzimage;
+
+pub use bzimage::{bzimage, without_multiboot};
 
 /// Dirties pages at a given rate and checks that every page is what it last wrote there.
 ///

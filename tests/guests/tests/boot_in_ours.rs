@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use colo_driver_kvm::boot::Boot;
+use colo_driver_kvm::boot::{Boot, KernelKind};
 use colo_driver_kvm::caps::Host;
 use colo_driver_kvm::device::virtio::{Block, Disk, Mmio};
 use colo_driver_kvm::device::{Irq, Serial, Sink};
@@ -20,17 +20,24 @@ fn dirty_writes_and_verifies() {
     assert!(line.ends_with("errors=0"), "{line}");
 }
 
-/// Without its multiboot header the same image is entered through its PVH note.
+/// The same guest as each kind of kernel finds its command line and its ramdisk.
 #[test]
-fn dirty_boots_through_pvh_too() {
-    let Some(mut vm) = machine() else { return };
-    let mut image = colo_guests::DIRTY.to_vec();
-    let magic = 0x1BAD_B002_u32.to_le_bytes();
-    let at = image[..8192].windows(4).position(|w| w == magic).unwrap();
-    image[at..at + 4].fill(0);
-    let console = start(&mut vm, &image, "pages=64 ws=1024");
-    let line = line_with(&console, "dirty: t=2 ");
-    assert!(line.ends_with("errors=0"), "{line}");
+fn every_kind_of_kernel_boots() {
+    for kind in [KernelKind::Multiboot, KernelKind::Pvh, KernelKind::BzImage] {
+        let Some(mut vm) = machine() else { return };
+        let image = match kind {
+            KernelKind::Multiboot => colo_guests::DIRTY.to_vec(),
+            // Its note is what is left then.
+            KernelKind::Pvh => colo_guests::without_multiboot(colo_guests::DIRTY),
+            KernelKind::BzImage => colo_guests::bzimage(colo_guests::DIRTY),
+        };
+        let console = start_with(&mut vm, &image, Some(&[3; 1000]), "pages=64 ws=1024", kind);
+        let all = lines_to(&console, "dirty: t=2 ");
+        let seen = |text: &str| all.iter().any(|line| line.contains(text));
+        assert!(seen("guest: ramdisk of 1000 bytes, sum 3000"), "{all:?}");
+        assert!(seen("dirty: ready pages=64"), "{all:?}");
+        assert!(all.last().unwrap().ends_with("errors=0"), "{all:?}");
+    }
 }
 
 #[test]
@@ -66,6 +73,16 @@ fn machine() -> Option<Vm> {
 
 /// Adds a console, boots, and returns what the console says.
 fn start(vm: &mut Vm, kernel: &[u8], cmdline: &str) -> Receiver<Vec<u8>> {
+    start_with(vm, kernel, None, cmdline, KernelKind::Multiboot)
+}
+
+fn start_with(
+    vm: &mut Vm,
+    kernel: &[u8],
+    initrd: Option<&[u8]>,
+    cmdline: &str,
+    kind: KernelKind,
+) -> Receiver<Vec<u8>> {
     let (out, console) = mpsc::channel();
     // The test may have seen enough before the guest stops talking.
     let sink = Sink::callback(move |bytes| drop(out.send(bytes.to_vec())));
@@ -74,17 +91,22 @@ fn start(vm: &mut Vm, kernel: &[u8], cmdline: &str) -> Receiver<Vec<u8>> {
     let serial = Arc::new(Mutex::new(Serial::new("serial0", irq, sink)));
     vm.attach(serial.clone()).unwrap();
     vm.map_ports(0x3f8, 8, serial).unwrap();
-    vm.boot(&Boot {
+    let boot = Boot {
         kernel,
-        initrd: None,
+        initrd,
         cmdline,
-    })
-    .unwrap();
+    };
+    assert_eq!(vm.boot(&boot).unwrap(), kind);
     vm.resume().unwrap();
     console
 }
 
 fn line_with(console: &Receiver<Vec<u8>>, text: &str) -> String {
+    lines_to(console, text).pop().unwrap()
+}
+
+/// All lines up to the one that contains `text`.
+fn lines_to(console: &Receiver<Vec<u8>>, text: &str) -> Vec<String> {
     let mut printed = Vec::new();
     loop {
         // A guest that hangs fails the test instead of blocking it.
@@ -92,10 +114,11 @@ fn line_with(console: &Receiver<Vec<u8>>, text: &str) -> String {
             Ok(bytes) => printed.extend(bytes),
             Err(why) => panic!("{why} after {:?}", String::from_utf8_lossy(&printed)),
         }
-        let all = String::from_utf8_lossy(&printed).into_owned();
-        let line = all.split_inclusive("\r\n").find(|line| line.contains(text));
-        if let Some(line) = line.and_then(|line| line.strip_suffix("\r\n")) {
-            return line.to_owned();
+        let all = String::from_utf8_lossy(&printed);
+        let whole = all.rsplit_once("\r\n").map_or("", |(whole, _)| whole);
+        let lines: Vec<String> = whole.split("\r\n").map(str::to_owned).collect();
+        if let Some(at) = lines.iter().position(|line| line.contains(text)) {
+            return lines[..=at].to_vec();
         }
     }
 }

@@ -48,14 +48,25 @@ fn dirty_uses_what_fits_of_a_working_set() {
 
 #[test]
 fn a_loader_without_multiboot_finds_the_pvh_entry() {
-    let mut image = colo_guests::DIRTY.to_vec();
-    let magic = 0x1BAD_B002_u32.to_le_bytes();
-    let header = image.windows(4).position(|window| window == magic).unwrap();
-    image[header] ^= 0xFF;
+    let image = colo_guests::without_multiboot(colo_guests::DIRTY);
     // Only `pc`: the firmware of `microvm` passes no command line to a PVH kernel.
     let Some(mut qemu) = Qemu::boot("pc", &image, "pages=3 ws=7", &[]) else {
         return;
     };
+    qemu.line_with("dirty: ready pages=3 period_us=10000 ws=7");
+}
+
+/// The firmware of `pc` enters the real-mode code, with a command line and a ramdisk.
+#[test]
+fn a_bzimage_starts_in_real_mode() {
+    let image = colo_guests::bzimage(colo_guests::DIRTY);
+    let ramdisk = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(ramdisk.path(), [3; 1000]).unwrap();
+    let devices = ["-initrd", ramdisk.path().to_str().unwrap()];
+    let Some(mut qemu) = Qemu::boot("pc", &image, "pages=3 ws=7", &devices) else {
+        return;
+    };
+    qemu.line_with("guest: ramdisk of 1000 bytes, sum 3000");
     qemu.line_with("dirty: ready pages=3 period_us=10000 ws=7");
 }
 

@@ -6,6 +6,17 @@
 
 .section .boot, "ax"
 .code32
+# bzImage: entered at the first byte, esi = boot parameters, and from real mode with its segments.
+bzimage_start:
+    cli
+    cld
+    mov $0x18, %eax
+    mov %eax, %ds
+    mov %eax, %es
+    mov %eax, %ss
+    mov $0x53726448, %eax               # HdrS
+    mov %esi, %ebx
+    jmp _start
 .balign 8
 multiboot_header:
     .long 0x1BADB002
@@ -17,7 +28,8 @@ multiboot_header:
     .long __bss_end
     .long _start
 
-# Multiboot: eax = 0x2BADB002, ebx = info. PVH: ebx = start info. Both: 32 bits, paging off.
+# Multiboot: eax = 0x2BADB002, ebx = info. PVH: ebx = start info. bzImage: eax = HdrS, ebx = boot
+# parameters. All: 32 bits, paging off.
 .globl _start
 _start:
     cli
