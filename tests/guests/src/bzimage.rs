@@ -54,17 +54,17 @@ const SETUP: usize = 2 * 512;
 /// If it is none of the guests: their one loadable segment begins at 1 MiB with the entry point.
 #[must_use]
 pub fn bzimage(elf: &[u8]) -> Vec<u8> {
-    let long = |at: usize| u64::from_le_bytes(elf[at..at + 8].try_into().expect("eight bytes"));
-    let segment = usize::try_from(long(32)).expect("the program headers are in the file");
-    let [offset, address, length, memory] = [8, 24, 32, 40].map(|field| long(segment + field));
+    // The values are small: the low half of each field is all of it.
+    let field = |at: usize| u32::from_le_bytes([elf[at], elf[at + 1], elf[at + 2], elf[at + 3]]);
+    let segment = field(32) as usize;
+    let [offset, address, length, memory] = [8, 24, 32, 40].map(|at| field(segment + at));
     assert_eq!(address, 0x10_0000, "the guest begins at 1 MiB");
-    let (offset, length) = (offset as usize, length as usize);
-    let payload = &elf[offset..offset + length];
+    let payload = &elf[offset as usize..(offset + length) as usize];
 
     let mut image = vec![0; SETUP];
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
     put(0x1F1, &[1]); // setup sectors behind the boot sector
-    put(0x1F4, &(length as u32).div_ceil(16).to_le_bytes());
+    put(0x1F4, &length.div_ceil(16).to_le_bytes());
     put(0x1FE, &[0x55, 0xAA]);
     put(0x200, &[0xEB, (CODE - 0x202) as u8]); // jump over the header
     put(0x202, b"HdrS");
@@ -75,7 +75,7 @@ pub fn bzimage(elf: &[u8]) -> Vec<u8> {
     put(0x230, &0x1000_u32.to_le_bytes()); // alignment
     put(0x238, &2047_u32.to_le_bytes()); // command line
     put(0x258, &0x10_0000_u64.to_le_bytes()); // preferred address
-    put(0x260, &(memory as u32).to_le_bytes());
+    put(0x260, &memory.to_le_bytes());
     let (start, end) = (&raw const colo_bzimage, &raw const colo_bzimage_end);
     // SAFETY: the two symbols bound the read-only bytes assembled above.
     put(CODE, unsafe {
