@@ -56,6 +56,24 @@ fn a_loader_without_multiboot_finds_the_pvh_entry() {
     qemu.line_with("dirty: ready pages=3 period_us=10000 ws=7");
 }
 
+/// `pc` has no virtio-mmio: the guests that need a device there boot and say so.
+#[test]
+fn a_guest_without_its_device_says_so() {
+    for (image, cmdline, says) in [
+        (
+            colo_guests::SERVER,
+            "ip=10.0.2.15/24 gw=10.0.2.2",
+            "server: no network card on virtio-mmio",
+        ),
+        (colo_guests::DISK, "", "disk: no disk on virtio-mmio"),
+    ] {
+        let Some(mut qemu) = Qemu::boot("pc", image, cmdline, &[]) else {
+            return;
+        };
+        qemu.line_with(says);
+    }
+}
+
 /// The firmware of `pc` enters the real-mode code, with a command line and a ramdisk.
 #[test]
 fn a_bzimage_starts_in_real_mode() {
