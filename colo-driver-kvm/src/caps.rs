@@ -99,6 +99,15 @@ pub struct Host {
     kvm: Kvm,
 }
 
+/// Why `/dev/kvm` could not be opened.
+fn unopened(error: kvm_ioctls::Error) -> HostError {
+    match error.errno() {
+        libc::ENOENT | libc::ENODEV | libc::ENXIO => HostError::NoKvm,
+        libc::EACCES | libc::EPERM => HostError::NoPermission,
+        _ => HostError::Open(error.into()),
+    }
+}
+
 impl Host {
     /// Opens `/dev/kvm` and checks it.
     ///
@@ -106,11 +115,7 @@ impl Host {
     ///
     /// [`HostError`], one for each thing that can be missing, saying what to do.
     pub fn open() -> Result<Self, HostError> {
-        let kvm = Kvm::new().map_err(|e| match e.errno() {
-            libc::ENOENT | libc::ENODEV | libc::ENXIO => HostError::NoKvm,
-            libc::EACCES | libc::EPERM => HostError::NoPermission,
-            _ => HostError::Open(e.into()),
-        })?;
+        let kvm = Kvm::new().map_err(unopened)?;
         let got = kvm.get_api_version();
         if got != 12 {
             return Err(HostError::ApiVersion { got });
@@ -199,6 +204,32 @@ pub(crate) fn enable_rings(vm: &VmFd, host: &Host, entries: u32) -> Result<(), H
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kvm_that_cannot_be_opened_says_what_to_do() {
+        for (errno, says) in [
+            (
+                libc::ENOENT,
+                "no /dev/kvm: load the module kvm_intel or kvm_amd",
+            ),
+            (
+                libc::ENODEV,
+                "no /dev/kvm: load the module kvm_intel or kvm_amd",
+            ),
+            (
+                libc::EACCES,
+                "no permission to open /dev/kvm: run as root or add this user to",
+            ),
+            (
+                libc::EPERM,
+                "no permission to open /dev/kvm: run as root or add this user to",
+            ),
+            (libc::EMFILE, "cannot open /dev/kvm: Too many open files"),
+        ] {
+            let error = unopened(kvm_ioctls::Error::new(errno)).to_string();
+            assert!(error.starts_with(says), "{errno}: {error}");
+        }
+    }
 
     #[test]
     fn a_missing_capability_is_named_with_its_use_and_release() {
