@@ -19,7 +19,9 @@ use common::{Walk, await_visits, boot, contradictions, host};
 
 struct Case {
     name: &'static str,
+    vcpus: usize,
     memory: u64,
+    /// Of each vCPU.
     pages_per_ms: u64,
     ws: u64,
     passes: Passes,
@@ -33,6 +35,7 @@ const EPOCH: Duration = Duration::from_millis(100);
 fn cases() -> Vec<Case> {
     let case = |name, memory, pages_per_ms, ws, passes, promise| Case {
         name,
+        vcpus: 1,
         memory,
         pages_per_ms,
         ws,
@@ -66,6 +69,14 @@ fn cases() -> Vec<Case> {
             ..case("16,384 pages, 2, ring", half, 164, 49_152, two, "")
         },
         case("16,384 pages, 1 pass", half, 164, 49_152, Passes::One, ""),
+        Case {
+            vcpus: 2,
+            ..case("4,096 pages, 2 vCPUs", half, 20, 8_192, two, "")
+        },
+        Case {
+            vcpus: 4,
+            ..case("4,096 pages, 4 vCPUs", half, 10, 4_096, two, "")
+        },
     ]
 }
 
@@ -100,6 +111,7 @@ fn main() {
 
 fn running(host: &Host, case: &Case) -> Vm {
     let config = VmConfig {
+        vcpus: case.vcpus,
         memory: case.memory,
         dirty: case.dirty,
         ..VmConfig::default()
@@ -109,11 +121,14 @@ fn running(host: &Host, case: &Case) -> Vm {
         pages: case.pages_per_ms,
         ws: case.ws,
         period: u64::from(vm.shape().tsc_khz),
+        cpus: case.vcpus as u64,
         ..Walk::default()
     };
     boot(&mut vm, walk);
     vm.resume().unwrap();
-    await_visits(&vm, 0, case.ws);
+    for vcpu in 0..walk.cpus {
+        await_visits(&vm, vcpu, case.ws);
+    }
     vm.start_tracking().unwrap();
     // What the first synchronisation would do.
     let mut all = PageSet::new(&vm.memory().shape());

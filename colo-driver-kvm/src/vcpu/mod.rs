@@ -73,6 +73,7 @@ pub(crate) struct Vcpus {
     threads: Vec<JoinHandle<()>>,
     shared: Arc<Shared>,
     running: bool,
+    watch: Duration,
 }
 
 /// What vCPU threads and the owner share.
@@ -103,6 +104,13 @@ const LOOK_OUT: Duration = Duration::from_micros(300);
 /// How long the owner watches for the vCPUs before it sleeps. A kick takes 20 to 100 µs, about
 /// what a sleep and a wake-up cost on top.
 const WATCH: Duration = Duration::from_micros(200);
+/// The same where the owner has no processor of its own: a vCPU may be waiting for this one.
+const SHORT_WATCH: Duration = Duration::from_micros(30);
+
+/// Whether so many busy vCPUs leave a processor to their owner.
+fn leave_a_processor(vcpus: usize) -> bool {
+    vcpus < std::thread::available_parallelism().map_or(1, NonZero::get)
+}
 
 impl Vcpus {
     pub(crate) fn new(
@@ -125,19 +133,24 @@ impl Vcpus {
             event: EventFd::new(EFD_NONBLOCK)?,
             rings,
         });
+        let watch = if leave_a_processor(vcpus.len()) {
+            WATCH
+        } else {
+            SHORT_WATCH
+        };
         Ok(Self {
             vcpus,
             threads: Vec::new(),
             shared,
             running: false,
+            watch,
         })
     }
 
     /// Starts the threads, parked.
     pub(crate) fn spawn(&mut self, ports: &Arc<Bus>, mmio: &Arc<Bus>) -> io::Result<()> {
         // Only where that leaves a processor to the owner, which they wait for.
-        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let watch = if self.vcpus.len() < processors {
+        let watch = if leave_a_processor(self.vcpus.len()) {
             LOOK_OUT
         } else {
             Duration::ZERO
@@ -158,7 +171,7 @@ impl Vcpus {
         }
         self.shared
             .rendezvous
-            .await_parked(self.threads.len(), WATCH);
+            .await_parked(self.threads.len(), self.watch);
         Ok(())
     }
 
@@ -182,7 +195,7 @@ impl Vcpus {
         self.command(Command::Pause);
         self.shared
             .rendezvous
-            .await_parked(self.threads.len(), WATCH);
+            .await_parked(self.threads.len(), self.watch);
         self.running = false;
     }
 
@@ -194,7 +207,7 @@ impl Vcpus {
         self.shared.rendezvous.start();
         self.shared
             .rendezvous
-            .await_running(self.threads.len(), WATCH);
+            .await_running(self.threads.len(), self.watch);
         self.running = true;
     }
 
