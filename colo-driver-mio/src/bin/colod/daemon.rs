@@ -4,7 +4,7 @@ use std::{
     fs,
     io::Read as _,
     process::ExitCode,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, mpsc::RecvTimeoutError},
     thread,
     time::Duration,
 };
@@ -37,8 +37,12 @@ use crate::{
     kvm::{Ended, KvmGuest, build},
     logging,
     operator::LoopOperator,
+    progress::Synchronisation,
     report, signals,
 };
+
+/// How often the progress of a synchronisation is logged.
+const EACH: Duration = Duration::from_secs(1);
 
 /// How long a hand-over may take at Ctrl-C before the daemon just ends.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -84,8 +88,9 @@ pub(crate) fn run(args: &DaemonArgs, start: Start) -> Result<ExitCode, Failure> 
     let _first = later.set(control.clone());
 
     let hub = Hub::default();
-    let reporter = reporter(&control, &hub)?;
-    let operator = LoopOperator::new(config.vm.name.clone(), control.clone());
+    let sync = Synchronisation::default();
+    let reporter = reporter(&control, &hub, sync.clone())?;
+    let operator = LoopOperator::new(config.vm.name.clone(), control.clone(), sync);
     let server = server(&config.control, operator, &hub)?;
     let ask = control.clone();
     let interrupt = signals::Interrupt::start(move || farewell(&ask))?;
@@ -147,17 +152,34 @@ fn guest_ended(ended: &Ended, control: Option<&ControlHandle>) {
 }
 
 /// A thread that writes reports to the log and hands them to whoever listens.
-fn reporter(control: &ControlHandle, hub: &Hub) -> Result<thread::JoinHandle<()>, Failure> {
+fn reporter(
+    control: &ControlHandle,
+    hub: &Hub,
+    sync: Synchronisation,
+) -> Result<thread::JoinHandle<()>, Failure> {
     let (first, control, hub) = (control.subscribe()?, control.clone(), hub.clone());
     Ok(thread::Builder::new()
         .name("reports".into())
         .spawn(move || {
             let mut stream = first;
+            let sent = || Some(control.snapshot().ok()?.stats.sync_pages);
             loop {
-                for report in &stream {
-                    let told = report::tell(&report.what);
-                    told.log();
-                    hub.publish(&told.event(&report));
+                loop {
+                    let wait = if sync.runs() { EACH } else { Duration::MAX };
+                    match stream.recv_timeout(wait) {
+                        Ok(report) => {
+                            let told = report::tell(&report.what);
+                            told.log();
+                            hub.publish(&told.event(&report));
+                            sync.heard(&report.what, sent);
+                        }
+                        Err(RecvTimeoutError::Timeout) => {
+                            if let Some(progress) = sent().and_then(|sent| sync.progress(sent)) {
+                                tracing::info!("{}", progress.line());
+                            }
+                        }
+                        Err(RecvTimeoutError::Disconnected) => break,
+                    }
                 }
                 // The stream ends with the loop, or because this thread fell behind.
                 match control.subscribe() {

@@ -21,6 +21,7 @@ mod demo;
 mod kvm;
 mod logging;
 mod operator;
+mod progress;
 mod qemu;
 mod report;
 mod run;

@@ -15,6 +15,7 @@ use colo_proto::{
 };
 use serde_json::{Value, json};
 
+use crate::progress::Synchronisation;
 use crate::report::{colo_mode, exit_reason, micros, mode_name};
 
 /// A command that takes longer is still carried out; the caller is told to look at the status.
@@ -47,11 +48,12 @@ const KNOWN: [&str; 19] = [
 pub(crate) struct LoopOperator {
     name: String,
     handle: ControlHandle,
+    sync: Synchronisation,
 }
 
 impl LoopOperator {
-    pub(crate) const fn new(name: String, handle: ControlHandle) -> Self {
-        Self { name, handle }
+    pub(crate) const fn new(name: String, handle: ControlHandle, sync: Synchronisation) -> Self {
+        Self { name, handle, sync }
     }
 
     fn command(&self, command: Command) -> Result<Value, Refused> {
@@ -63,7 +65,12 @@ impl LoopOperator {
 
     fn status(&self) -> Result<Value, Refused> {
         let snapshot = self.handle.snapshot().map_err(late)?;
-        Ok(status(&self.name, &snapshot))
+        let progress = self.sync.progress(snapshot.stats.sync_pages);
+        let mut status = status(&self.name, &snapshot);
+        if let Some(progress) = progress {
+            status["synchronisation"] = progress.json();
+        }
+        Ok(status)
     }
 
     fn query_colo_status(&self) -> Result<Value, Refused> {

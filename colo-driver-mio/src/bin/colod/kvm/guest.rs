@@ -42,6 +42,9 @@ const TURN: usize = 128;
 /// Device state that is received without moving the buffer.
 const STATE_MOST: usize = 64 << 20;
 
+/// Bytes of guest RAM made resident by one call.
+const POPULATED_AT_ONCE: usize = 4 << 20;
+
 /// A KVM machine behind the loop.
 pub(crate) struct KvmGuest {
     /// Until the loop takes over.
@@ -127,11 +130,15 @@ impl KvmGuest {
                     return;
                 }
                 for piece in pieces {
-                    // SAFETY: guest RAM, mapped for as long as `memory` is; populating changes no
-                    // byte of it. Advice: a kernel that refuses costs speed only.
-                    unsafe {
-                        libc::madvise(piece.iov_base, piece.iov_len, libc::MADV_POPULATE_WRITE)
-                    };
+                    // In steps: the kernel holds the address space for as long as a step takes, and
+                    // nobody else can start a thread or map a page meanwhile.
+                    for at in (0..piece.iov_len).step_by(POPULATED_AT_ONCE) {
+                        let len = POPULATED_AT_ONCE.min(piece.iov_len - at);
+                        let start = piece.iov_base.wrapping_byte_add(at);
+                        // SAFETY: guest RAM, mapped for as long as `memory` is; populating changes
+                        // no byte of it. Advice: a kernel that refuses costs speed only.
+                        unsafe { libc::madvise(start, len, libc::MADV_POPULATE_WRITE) };
+                    }
                 }
             })?;
         Ok(())
