@@ -211,6 +211,11 @@ impl Base {
         self.link.send(channel, head.with_body(body));
     }
 
+    /// Whether so many bytes more would wait for the peer on Net, which may not read for a while.
+    pub(crate) fn net_is_full(&self, more: usize) -> bool {
+        self.link.queued(Channel::Net) + more > self.config.hold_bytes
+    }
+
     pub(crate) fn send_control(&mut self, kind: Kind, number: u64) {
         let head = self.head(kind, number);
         self.send(Channel::Control, head, &[]);

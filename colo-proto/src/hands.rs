@@ -38,9 +38,12 @@ impl Hands {
         self.queue.push_back(op);
     }
 
-    /// Drops operations that have not been handed out.
+    /// Drops operations that have not been handed out and have no point without the peer. Hooks
+    /// are kept: a disk that was not told of a takeover would go on as a replica, and an operator
+    /// waits for the answer.
     pub(crate) fn forget_queued(&mut self) {
-        self.queue.clear();
+        self.queue
+            .retain(|op| matches!(op, GuestOp::Replication(_)));
     }
 
     /// Whether the guest's vCPUs are stopped and nothing is in progress or queued.
@@ -135,6 +138,7 @@ impl GuestOpKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{id::Epoch, machine::ReplicationOp};
 
     #[test]
     fn a_guest_is_brought_to_the_wanted_state_after_whatever_was_queued() {
@@ -146,6 +150,25 @@ mod tests {
         assert_eq!(hands.poll(false), Some(GuestOp::Pause));
         hands.done(&GuestDone::Paused).unwrap();
         assert_eq!(hands.poll(false), None);
+        assert_eq!(hands.poll(true), Some(GuestOp::Resume));
+    }
+
+    #[test]
+    fn a_takeover_is_told_to_disks_even_if_the_next_peer_is_lost_meanwhile() {
+        let stop = GuestOp::Replication(ReplicationOp::Stop { failover: true });
+        let mut hands = Hands::new(false);
+        hands.push(GuestOp::CheckState(Epoch(3)));
+        assert!(hands.poll(true).is_some());
+        hands.push(stop.clone());
+        hands.push(GuestOp::Harvest);
+        hands.forget_queued();
+        hands.done(&GuestDone::StateChecked(Epoch(3))).unwrap();
+        assert_eq!(hands.poll(true), Some(stop));
+        hands
+            .done(&GuestDone::Replication(ReplicationOp::Stop {
+                failover: true,
+            }))
+            .unwrap();
         assert_eq!(hands.poll(true), Some(GuestOp::Resume));
     }
 

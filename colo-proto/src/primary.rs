@@ -851,7 +851,8 @@ impl Primary {
             self.base.stats.matched += 1;
             self.base.release(frame);
         }
-        if self.held.agreed() != before {
+        // The count is a total: one that is left out is made good by the next.
+        if self.held.agreed() != before && !self.base.net_is_full(HEAD_LEN) {
             let mut head = self.base.head(Kind::Released, self.comparator.epoch().0);
             head.count = u32::try_from(self.held.agreed()).unwrap_or(u32::MAX);
             self.base.send(Channel::Net, head, &[]);
@@ -877,7 +878,9 @@ impl Primary {
     }
 
     fn world_said(&mut self, frame: Bytes) {
-        let Some(Logged { index, first }) = self.inputs.push(frame.len(), self.mirroring) else {
+        let full = self.mirroring && self.base.net_is_full(HEAD_LEN + frame.len());
+        let logged = (!full).then(|| self.inputs.push(frame.len(), self.mirroring));
+        let Some(Logged { index, first }) = logged.flatten() else {
             self.base.stats.dropped += 1;
             self.base.event(Event::QueueFull(Queue::Inputs));
             self.pace.want(Cause::Full);

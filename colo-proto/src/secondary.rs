@@ -32,7 +32,7 @@ use crate::{
     status::{ColoMode, FailoverStatus, Mode, Status},
     time::Instant,
     wire::{
-        BATCH_RUNS, FLAG_LIVE, Head, Hello, Kind, RUN_LEN, VmstateSend, decode_reasons,
+        BATCH_RUNS, FLAG_LIVE, HEAD_LEN, Head, Hello, Kind, RUN_LEN, VmstateSend, decode_reasons,
         decode_runs, encode_runs,
     },
 };
@@ -807,7 +807,7 @@ impl Secondary {
         if void || self.base.mode == Mode::Standby || passes(self.base.config.pass, &frame) {
             return Ok(());
         }
-        if self.base.link.queued(Channel::Net) + frame.len() <= self.base.config.hold_bytes {
+        if !self.base.net_is_full(HEAD_LEN + frame.len()) {
             let head = self.base.head(Kind::Output, since.0);
             self.base.send(Channel::Net, head, &frame);
         }
@@ -843,6 +843,10 @@ impl Secondary {
     }
 
     fn acknowledge(&mut self) {
+        // One later acknowledges all.
+        if self.base.net_is_full(HEAD_LEN) {
+            return;
+        }
         if let Some(index) = self.ack_due.take() {
             let head = self.base.head(Kind::InputAck, index);
             self.base.send(Channel::Net, head, &[]);
@@ -1114,9 +1118,14 @@ impl Secondary {
         self.promoted = Some(Promotion::TakeOver(generation));
     }
 
-    /// Whether the phase ends only if the peer or the guest side does something.
-    fn awaits_peer(&self) -> bool {
-        !matches!(self.target, Target::Empty | Target::Shadowing)
+    /// Whether the phase ends only if the peer or the guest side does something. A whole checkpoint
+    /// is applied without a peer, too; the peer is left once.
+    const fn awaits_peer(&self) -> bool {
+        match self.target {
+            Target::Empty | Target::Shadowing => false,
+            _ if self.target.loading() => matches!(self.dialling, Dialling::Accepted),
+            _ => true,
+        }
     }
 }
 

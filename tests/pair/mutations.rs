@@ -31,11 +31,11 @@ macro_rules! mutations {
 mutations! {
     released_before_received: ReleaseBeforeReceived by "output commit";
     partial_epoch_committed: CommitPartial by "RAM after a commit" | "honest peer";
-    settled_while_loading: SettledWhileLoading by "mixture" | "output commit" | "RAM is committed";
+    settled_while_loading: SettledWhileLoading by "mixture" | "output commit" | "RAM is committed" | "frame stamped";
     own_pages_forgotten: OwnPagesForgotten by "RAM after a commit";
     capture_without_also: CaptureWithoutAlso by "RAM after a commit";
     new_output_with_the_old_epoch: NewOutputWithOld by "output commit";
     mismatch_ignored: MismatchIgnored by "output commit";
     whole_dropped_on_loss: WholeDroppedOnLoss by "mixture" | "output commit";
-    acknowledged_before_loaded: AckBeforeLoaded by "honest peer";
+    acknowledged_before_loaded: AckBeforeLoaded by "too early";
 }

@@ -1,8 +1,13 @@
 //! What must hold after every step.
 
-use colo_proto::machine::Machine;
+use colo_proto::{
+    command::{Command, CommandId},
+    id::{Channel, Epoch},
+    machine::Machine,
+    wire::{HEAD_LEN, Head, Kind},
+};
 
-use crate::world::World;
+use crate::{host::HOLD_BYTES, world::World};
 
 /// Events of one microsecond; two hosts with full queues stay far below.
 const MOST_AT_ONCE: u64 = 10_000;
@@ -29,12 +34,61 @@ impl World {
                 continue;
             };
             permits += u32::from(p.node.member().is_some_and(|m| m.permit(now).is_some()));
-            if p.node.poll_timeout().is_none() {
+            let silent = p.node.poll_timeout().is_none();
+            let over = p
+                .node
+                .channels()
+                .find(|channel| p.node.queued(*channel) > 2 * HOLD_BYTES);
+            if silent {
                 self.violate(format!("host {i} waits for ever"));
+            }
+            if let Some(channel) = over {
+                self.violate(format!("host {i} queues too much for {channel:?}"));
             }
         }
         if permits > 1 {
             self.violate("two owners".to_owned());
         }
+    }
+
+    /// What a host says on Control: no checkpoint is acknowledged before it was found whole, and
+    /// none is called loaded before it is.
+    pub(crate) fn says(&mut self, i: usize, mut messages: &[u8]) {
+        while let Some((head, rest)) = messages.split_first_chunk::<HEAD_LEN>() {
+            let Ok(head) = Head::decode(Channel::Control, head) else {
+                return;
+            };
+            let Some(p) = &self.hosts[i].process else {
+                return;
+            };
+            let epoch = Epoch(head.number);
+            let so = match head.kind {
+                Kind::VmstateReceived => p.guest.checked == Some(epoch),
+                Kind::VmstateLoaded | Kind::CheckpointReady => {
+                    p.guest.whole && p.guest.epoch >= epoch
+                }
+                _ => true,
+            };
+            if !so {
+                self.violate(format!("host {i} says {:?} {epoch} too early", head.kind));
+            }
+            messages = rest.get(head.len as usize..).unwrap_or_default();
+        }
+    }
+
+    pub(crate) fn answered(&mut self, i: usize, id: CommandId) {
+        if self.asked.remove(&id).is_none() {
+            self.violate(format!("host {i} answers {id:?}, which nobody waits for"));
+        }
+    }
+
+    /// Commands to hosts that live and have not answered.
+    #[must_use]
+    pub fn unanswered(&self) -> Vec<(usize, Command)> {
+        let lives = self
+            .asked
+            .values()
+            .filter(|(i, boot, _)| self.boot(*i) == Some(*boot));
+        lives.map(|(i, _, command)| (*i, *command)).collect()
     }
 }

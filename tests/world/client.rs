@@ -4,18 +4,14 @@
 
 use bytes::Bytes;
 
+use crate::host::HOLD_BYTES;
 use crate::world::{Due, What, World};
 
 impl World {
     /// A client says something; every host that listens hears it.
     pub(crate) fn client(&mut self) {
-        self.clients += 1;
-        let mut frame = vec![0; 12];
-        frame.extend([0x88, 0xb5]);
-        frame.extend(self.clients.to_le_bytes());
-        let frame = Bytes::from(frame);
+        self.ask(22);
         for i in 0..2 {
-            self.soon(i, 10, What::FromWorld(frame.clone()));
             // Something of its own that no client sees.
             let noise = self.next();
             if let Some(p) = &mut self.hosts[i].process
@@ -27,6 +23,27 @@ impl World {
         }
         let pause = 500 + self.below(15_000);
         self.after(pause, Due::Client);
+    }
+
+    /// A client says more than a host may hold.
+    pub fn burst(&mut self) {
+        self.fault("burst of a client", 0);
+        for _ in 0..2 * HOLD_BYTES / 1000 {
+            self.ask(1000);
+        }
+    }
+
+    /// A frame of this many bytes for every host that listens.
+    fn ask(&mut self, len: usize) {
+        self.clients += 1;
+        let mut frame = vec![0; 12];
+        frame.extend([0x88, 0xb5]);
+        frame.extend(self.clients.to_le_bytes());
+        frame.resize(len, 0);
+        let frame = Bytes::from(frame);
+        for i in 0..2 {
+            self.soon(i, 10, What::FromWorld(frame.clone()));
+        }
     }
 
     /// A frame leaves: does its history contain all that was shown?

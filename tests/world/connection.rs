@@ -14,11 +14,13 @@ use crate::{
     world::{Due, Micros, What, World},
 };
 
+#[derive(Clone)]
 pub(crate) enum Piece {
     Bytes(Bytes),
     Page(u64),
 }
 
+#[derive(Clone)]
 pub(crate) struct Conn {
     pub(crate) id: u64,
     /// Which boots it joins.
@@ -121,6 +123,14 @@ impl World {
 
     pub(crate) fn write(&mut self, i: usize, channel: Channel) -> bool {
         let delay = 50 + self.below(self.slow);
+        let lag = self.lag(i, channel);
+        if self
+            .full
+            .get(&(i, channel))
+            .is_some_and(|until| *until > self.t)
+        {
+            return false;
+        }
         let host = &mut self.hosts[i];
         let (Some(p), Some(conn)) = (&mut host.process, self.conns.get_mut(&channel)) else {
             return false;
@@ -132,6 +142,7 @@ impl World {
             return false;
         };
         let len = transmit.len();
+        let said = transmit.head.clone();
         let mut pieces = vec![Piece::Bytes(transmit.head)];
         match transmit.body {
             Body::Bytes(bytes) => pieces.push(Piece::Bytes(bytes)),
@@ -145,13 +156,19 @@ impl World {
             _ => {}
         }
         conn.outstanding[i] = len;
-        let at = conn.last[1 - i].max(self.t + delay);
+        let at = conn.last[1 - i].max(self.t + delay + lag);
         conn.last[1 - i] = at;
         let (id, peer) = (conn.id, conn.boots[1 - i]);
         let arrive = What::Arrive(channel, id, pieces);
         self.after(at - self.t, Due::Host(1 - i, peer, arrive));
-        if let Some(n) = usize::try_from(len).ok().and_then(NonZeroUsize::new) {
+        // The kernel takes it in two parts.
+        let first = usize::try_from(len / 3).unwrap_or(0);
+        let rest = usize::try_from(len).unwrap_or(0) - first;
+        for n in [first, rest].into_iter().filter_map(NonZeroUsize::new) {
             self.soon(i, delay / 2, What::Sent(channel, id, n));
+        }
+        if channel == Channel::Control {
+            self.says(i, &said);
         }
         true
     }

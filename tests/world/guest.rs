@@ -1,5 +1,5 @@
-//! A toy guest: 32 pages of one word each, a disk of one number, and a program that answers client
-//! frames with a hash of everything it has ever consumed.
+//! A toy guest: 32 pages of one word each, a small disk, and a program that answers client frames
+//! with a hash of everything it has ever consumed and read.
 
 use std::collections::VecDeque;
 
@@ -9,14 +9,16 @@ use colo_proto::{
     machine::GuestOp,
 };
 
+use crate::{disk::Disk, world::Micros};
+
 /// Pages of a toy guest.
 pub const PAGES: usize = 32;
 const MAGIC: u64 = 0x746f_795f_6775_6573;
 /// Words of a device state.
-const WORDS: usize = 6;
+const WORDS: usize = 8;
 
 /// The contents that the world's driver carries for one host.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Guest {
     pub(crate) ram: [u64; PAGES],
     pub(crate) dirty: u64,
@@ -30,7 +32,11 @@ pub struct Guest {
     pub(crate) ticks: u64,
     /// Hash over the whole history; names the state.
     pub(crate) history: u64,
-    pub(crate) disk: u64,
+    pub(crate) disk: Disk,
+    /// The newest checkpoint that was found whole.
+    pub(crate) checked: Option<Epoch>,
+    /// Until when a check waits for what the disk needs.
+    pub(crate) patience: Micros,
     pub(crate) consumed: u64,
     pub(crate) card: VecDeque<(u64, Bytes)>,
     /// RAM, disk and devices are of one moment.
@@ -61,7 +67,9 @@ impl Guest {
             epoch: Epoch(0),
             ticks: 0,
             history: 1,
-            disk: 0,
+            disk: Disk::default(),
+            checked: None,
+            patience: 0,
             consumed: 0,
             card: VecDeque::new(),
             whole: running,
@@ -85,8 +93,9 @@ impl Guest {
         let before = self.history;
         self.consumed = index;
         self.ticks += 1;
-        self.history = mix(mix(before, said), salt);
-        self.disk = self.history;
+        let block = usize::try_from(before % 8).unwrap_or(0);
+        self.history = mix(mix(mix(before, said), salt), self.disk.read(block));
+        self.disk.write(block, self.history);
         let (ticks, history) = (self.ticks, self.history);
         self.store(usize::try_from(history % 31).unwrap_or(0), history);
         self.store(31, ticks);
@@ -94,6 +103,8 @@ impl Guest {
         reply.extend([0x88, 0xb5]);
         reply.extend(ticks.to_le_bytes());
         reply.extend(history.to_le_bytes());
+        // As long as what it answers.
+        reply.resize(frame.len().max(reply.len()), 0);
         Some((before, history, reply.into()))
     }
 
@@ -110,7 +121,16 @@ impl Guest {
                 self.staging[page] = self.ram[page];
             }
         }
-        let mut words = vec![MAGIC, self.ticks, self.history, self.disk, self.sum()];
+        let (replication, writes) = (self.disk.replication(), self.disk.writes);
+        let mut words = vec![
+            MAGIC,
+            self.ticks,
+            self.history,
+            self.disk.sum(),
+            self.sum(),
+            replication,
+            writes,
+        ];
         words.push(words.iter().fold(0, |sum, word| mix(sum, *word)));
         self.state_out = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     }
@@ -124,7 +144,15 @@ impl Guest {
         let words = self.words();
         words.len() == WORDS
             && words[0] == MAGIC
-            && words[..5].iter().fold(0, |sum, word| mix(sum, *word)) == words[5]
+            && words[..7].iter().fold(0, |sum, word| mix(sum, *word)) == words[7]
+    }
+
+    /// The replication that the arrived state belongs to, and how many of its writes.
+    pub(crate) fn needs(&self) -> (u64, u64) {
+        match self.words()[..] {
+            [.., replication, writes, _] => (replication, writes),
+            _ => (0, 0),
+        }
     }
 
     pub(crate) fn commit(&mut self, runs: &PageRuns) {
@@ -139,15 +167,18 @@ impl Guest {
         self.blank = false;
     }
 
-    /// Loads the state; `false` when RAM is not what it was at the capture.
-    pub(crate) fn load(&mut self, epoch: Epoch, inputs: u64) -> bool {
+    /// Loads the state; says what is not as it was at the capture.
+    pub(crate) fn load(&mut self, epoch: Epoch, inputs: u64) -> Option<&'static str> {
         let words = self.words();
-        (self.ticks, self.history, self.disk) = (words[1], words[2], words[3]);
+        (self.ticks, self.history) = (words[1], words[2]);
         self.consumed = inputs;
         self.epoch = epoch;
         self.card.clear();
         self.whole = true;
-        self.sum() == words[4]
+        if self.sum() != words[4] {
+            return Some("RAM after a commit is not what it was at the capture");
+        }
+        (self.disk.sum() != words[3]).then_some("the disk is not what it was at the capture")
     }
 }
 

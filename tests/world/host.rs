@@ -7,16 +7,22 @@ use colo_proto::{
     error::PeerFault,
     event::{Event, PeerLost},
     id::Slot,
-    machine::{GuestOpKind, Machine, Output},
+    machine::{GuestOp, GuestOpKind, Machine, Output},
     member::{BootId, MacKey, MemberConfig, NodeId, Record, VmId},
     node::{Node, Start},
 };
 
 use crate::{
+    clock::Clock,
+    disk::{BLOCKS, Stage},
     guest::{Guest, PAGES},
     world::{Due, Micros, What, World},
 };
 
+/// Most bytes that a host holds back, and that wait for the other host.
+pub(crate) const HOLD_BYTES: usize = 64 << 10;
+
+#[derive(Clone)]
 pub(crate) struct Process {
     pub(crate) node: Node,
     pub(crate) boot: BootId,
@@ -27,17 +33,26 @@ pub(crate) struct Process {
 }
 
 /// One host.
+#[derive(Clone)]
 pub struct Host {
     pub(crate) process: Option<Process>,
     pub(crate) record: Option<Record>,
     pub(crate) boots: u64,
-    pub(crate) base: u64,
+    pub(crate) clock: Clock,
     pub(crate) frozen: Micros,
+    /// What lies on its disk while it is off.
+    pub(crate) platter: [u64; BLOCKS],
+    /// When its last write reaches the other host.
+    pub(crate) last_forward: Micros,
     /// When its last record is durable; they do not overtake each other.
     pub(crate) last_write: Micros,
     /// The next operation that fails.
     pub fail: Option<GuestOpKind>,
     pub(crate) arbiter: bool,
+    /// How much longer than usual the arbiter takes, each way.
+    pub(crate) arbiter_slow: Micros,
+    /// Its datagrams do not arrive.
+    pub(crate) mute: bool,
     /// Whether what it sends arrives.
     pub(crate) cut: bool,
 }
@@ -61,6 +76,7 @@ impl World {
             .mode(setup.mode)
             .resume(setup.resume)
             .longest(Duration::from_millis(40))
+            .hold_bytes(HOLD_BYTES)
             .compare_timeout(Duration::from_millis(20))
             .stall(Duration::from_secs(2))
             .pass(PassThrough::default())
@@ -68,7 +84,8 @@ impl World {
             .expect("a good configuration")
             .with_bug(setup.bug);
         let node = Node::new(config, start, boot, host.record, entropy, now);
-        let guest = Guest::new(start == Start::Primary);
+        let mut guest = Guest::new(start == Start::Primary);
+        guest.disk.base = host.platter;
         host.process = Some(Process {
             node,
             boot,
@@ -101,8 +118,14 @@ impl World {
                 let Some(p) = &mut self.hosts[i].process else {
                     return;
                 };
-                if p.guest.busy.replace(op).is_some() {
+                let replica = p.guest.disk.stage == Stage::Secondary;
+                let untold = op == GuestOp::Resume && p.node.primary().is_some() && replica;
+                let busy = p.guest.busy.replace(op).is_some();
+                if busy {
                     self.violate(format!("two operations at once at host {i}"));
+                }
+                if untold {
+                    self.violate(format!("host {i} runs on a disk that was not told"));
                 }
                 self.soon(i, 20 + jitter * 4, What::Op);
             }
@@ -128,16 +151,17 @@ impl World {
                 }
             }
             Output::Datagram(path, bytes) => {
-                if !self.hosts[i].cut && self.below(50) != 0 {
+                let lost = self.hosts[i].cut || self.hosts[i].mute;
+                if !lost && self.below(50) != 0 {
                     self.soon(1 - i, 100 + jitter, What::Datagram(path, bytes.to_vec()));
                 }
             }
             Output::AskArbiter(ballot) => {
-                let delay = self.slow * 2;
+                let delay = self.slow * 2 + self.hosts[i].arbiter_slow;
                 self.after(delay, Due::Asked(i, boot, ballot.request, Some(ballot)));
             }
             Output::ReadArbiter(request) => {
-                let delay = self.slow * 2;
+                let delay = self.slow * 2 + self.hosts[i].arbiter_slow;
                 self.after(delay, Due::Asked(i, boot, request, None));
             }
             Output::Fence(_) => self.soon(i, 1000, What::Fenced),
@@ -145,6 +169,10 @@ impl World {
                 let at = self.hosts[i].last_write.max(self.t + 500 + jitter);
                 self.hosts[i].last_write = at;
                 self.soon(i, at - self.t, What::Durable(id, record));
+            }
+            Output::Answer(id, answer) => {
+                self.tell(|| format!("host {i} answers {id:?}: {answer:?}"));
+                self.answered(i, id);
             }
             Output::Event(event) => {
                 self.tell(|| format!("host {i} {event:?}"));
@@ -157,7 +185,7 @@ impl World {
                 if let Event::PeerLeft(PeerLost::Faulty(
                     fault @ (PeerFault::OutOfPhase { .. } | PeerFault::Field { .. }),
                 )) = &event
-                    && !self.counts.faults.contains_key("malformed")
+                    && !self.noisy
                 {
                     self.violate(format!("host {i} calls an honest peer faulty: {fault:?}"));
                 }

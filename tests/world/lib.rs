@@ -5,6 +5,7 @@
 //! * [`setup`]: how a world is set up, and what is counted
 //! * [`host`]: a process, what outlives it, and how it carries out what its machine wants
 //! * [`guest`]: the toy guest; `operation`: what is done with it
+//! * `clock`: the hosts' clocks; `disk`: a guest's disk and its replication
 //! * `connection`: bytes and pages in order on each channel
 //! * `client`: the client, and the oracle of output commit
 //! * `fault`: what goes wrong
@@ -24,8 +25,10 @@
 
 mod check;
 mod client;
+mod clock;
 mod connection;
-mod fault;
+mod disk;
+pub mod fault;
 pub mod guest;
 pub mod host;
 mod operation;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use colo_proto::{
     id::Slot,
-    machine::{Captured, GuestDone, GuestOp, GuestOpKind, Input},
+    machine::{Captured, GuestDone, GuestOp, GuestOpKind, Input, ReplicationOp},
     member::NodeId,
 };
 
@@ -30,6 +30,7 @@ impl World {
             p.last_frame = at;
             let ticks = p.guest.ticks;
             self.parents.insert(after, (before, ticks));
+            self.forward_writes(i);
             self.soon(i, at - self.t, What::FromGuest(epoch, frame));
         }
     }
@@ -42,11 +43,44 @@ impl World {
             return;
         };
         let kind = op.kind();
+        if op == GuestOp::Resume && p.guest.blank && self.register.is_solo_of(NodeId(i as u64 + 1))
+        {
+            // A sole owner that lost power boots again, and may fail to run then; what RAM held is
+            // gone for all.
+            p.guest = Guest {
+                disk: p.guest.disk.clone(),
+                dirty: (1 << PAGES) - 1,
+                whole: true,
+                blank: false,
+                ..Guest::new(false)
+            };
+            self.shown = (0, 1);
+            self.counts.cold_boots += 1;
+        }
+        if let GuestOp::CheckState(_) = op {
+            let needs = p.guest.needs();
+            let here = !p.guest.state_is_good() || p.guest.disk.has(needs);
+            if p.guest.patience == 0 {
+                p.guest.patience = self.t + 500_000;
+            }
+            if !here && needs.0 != 0 && self.t < p.guest.patience {
+                // What the disk needs may still be on its way.
+                p.guest.busy = Some(op);
+                self.soon(i, 100, What::Op);
+                return;
+            }
+            p.guest.patience = 0;
+        }
         if self.hosts[i].fail.take_if(|fail| *fail == kind).is_some() {
             let guest = &mut p.guest;
             guest.whole &= !matches!(kind, GuestOpKind::CommitRam | GuestOpKind::LoadState);
-            if let GuestOp::Capture { resume, .. } = op {
-                guest.running = resume;
+            match op {
+                GuestOp::Capture { resume, .. } => guest.running = resume,
+                // An end is an end, even if something was wrong with it.
+                GuestOp::Replication(end @ ReplicationOp::Stop { .. }) => {
+                    self.hook(i, end);
+                }
+                _ => {}
             }
             let failed = GuestDone::Failed {
                 op: kind,
@@ -64,14 +98,6 @@ impl World {
                 GuestDone::Paused
             }
             GuestOp::Resume => {
-                if guest.blank && self.register.is_solo_of(NodeId(i as u64 + 1)) {
-                    // A sole owner that lost power boots again; what RAM held is gone for all.
-                    *guest = Guest::new(false);
-                    guest.dirty = (1 << PAGES) - 1;
-                    (guest.whole, guest.blank) = (true, false);
-                    self.shown = (0, 1);
-                    self.counts.cold_boots += 1;
-                }
                 if !guest.whole {
                     wrong = Some("a guest runs that is a mixture of two epochs");
                 }
@@ -100,12 +126,19 @@ impl World {
                 })
             }
             GuestOp::CheckState(epoch) => {
-                if guest.state_is_good() {
+                let good = guest.state_is_good();
+                if good && guest.needs().0 != 0 && guest.disk.has(guest.needs()) {
+                    guest.checked = Some(epoch);
                     GuestDone::StateChecked(epoch)
                 } else {
                     GuestDone::Failed {
                         op: kind,
-                        why: "not a state".to_owned(),
+                        why: if good {
+                            "the disk is behind"
+                        } else {
+                            "not a state"
+                        }
+                        .to_owned(),
                     }
                 }
             }
@@ -116,11 +149,18 @@ impl World {
                 guest.commit(&runs);
                 GuestDone::RamCommitted(epoch)
             }
-            GuestOp::Replication(op) => GuestDone::Replication(op),
-            GuestOp::LoadState { epoch, inputs } => {
-                if !guest.load(epoch, inputs) {
-                    wrong = Some("RAM after a commit is not what it was at the capture");
+            GuestOp::Replication(op) => {
+                if self.hook(i, op) {
+                    GuestDone::Replication(op)
+                } else {
+                    GuestDone::Failed {
+                        op: kind,
+                        why: "it was stopped".to_owned(),
+                    }
                 }
+            }
+            GuestOp::LoadState { epoch, inputs } => {
+                wrong = guest.load(epoch, inputs);
                 GuestDone::StateLoaded(epoch)
             }
             _ => return,

@@ -6,15 +6,17 @@ use bytes::Bytes;
 use colo_proto::{
     command::{Command, CommandId},
     event::Event,
-    id::{Channel, Role},
+    id::{Channel, Epoch, Role},
     machine::{GuestOpKind, Input, Machine},
-    member::{Ballot, BootId, PathId, PersistId, Record, Register, RequestId, Verdict},
+    member::{Ballot, BootId, Health, PathId, PersistId, Record, Register, RequestId, Verdict},
     node::Start,
-    time::Instant,
+    status::Mode,
 };
 
 use crate::{
+    clock::Clock,
     connection::{Conn, Piece},
+    disk::{BLOCKS, Forward},
     guest::mix,
     host::Host,
     setup::{Counts, Setup},
@@ -23,6 +25,7 @@ use crate::{
 /// Microseconds of real time.
 pub type Micros = u64;
 
+#[derive(Clone)]
 pub(crate) enum What {
     Wake,
     Up(Channel, u64),
@@ -31,15 +34,18 @@ pub(crate) enum What {
     Arrive(Channel, u64, Vec<Piece>),
     Sent(Channel, u64, NonZeroUsize),
     Datagram(PathId, Vec<u8>),
-    FromGuest(colo_proto::id::Epoch, Bytes),
+    FromGuest(Epoch, Bytes),
     FromWorld(Bytes),
     Op,
     Verdict(RequestId, Verdict),
     Durable(PersistId, Record),
     Fenced,
     Command(Command),
+    Health(Health),
+    Disk(Forward),
 }
 
+#[derive(Clone)]
 pub(crate) enum Due {
     Host(usize, BootId, What),
     Dial(usize, BootId, Channel),
@@ -47,9 +53,11 @@ pub(crate) enum Due {
     Restart(usize),
     Client,
     Heal,
+    Pump,
 }
 
 /// The world.
+#[derive(Clone)]
 pub struct World {
     /// Now.
     pub t: Micros,
@@ -66,7 +74,16 @@ pub struct World {
     pub(crate) shown: (u64, u64),
     pub(crate) clients: u64,
     pub(crate) commands: u64,
+    /// Commands that were not answered yet, and by whom they are to be.
+    pub(crate) asked: BTreeMap<CommandId, (usize, BootId, Command)>,
     pub(crate) slow: u64,
+    /// How much longer than usual bytes of a host take on a channel, until when.
+    pub(crate) lags: BTreeMap<(usize, Channel), (Micros, Micros)>,
+    /// Until when a host's kernel takes nothing for a channel.
+    pub(crate) full: BTreeMap<(usize, Channel), Micros>,
+    /// Whether bytes were made up: a host may call its honest peer faulty then.
+    pub(crate) noisy: bool,
+    pub(crate) replications: u64,
     /// Since when the clock stands still, and how much has happened since.
     pub(crate) standing: (Micros, u64),
     /// What happened, in numbers.
@@ -85,15 +102,19 @@ impl World {
     /// Both hosts on; host 0 owns the VM.
     #[must_use]
     pub fn new(seed: u64, setup: Setup) -> Self {
-        let host = |base| Host {
+        let host = |base, chance| Host {
             process: None,
             record: None,
             boots: 0,
-            base,
+            clock: Clock::new(base, chance),
             frozen: 0,
+            platter: [0; BLOCKS],
+            last_forward: 0,
             last_write: 0,
             fail: None,
             arbiter: true,
+            arbiter_slow: 0,
+            mute: false,
             cut: false,
         };
         let mut world = Self {
@@ -101,7 +122,10 @@ impl World {
             seed,
             queue: BTreeMap::new(),
             order: 0,
-            hosts: [host(1_000_000_000), host(77_000_000_000)],
+            hosts: [
+                host(1_000_000_000, mix(seed, 1)),
+                host(77_000_000_000, mix(seed, 2)),
+            ],
             conns: BTreeMap::new(),
             conn_ids: 0,
             register: Register::default(),
@@ -110,7 +134,12 @@ impl World {
             shown: (0, 1),
             clients: 0,
             commands: 0,
+            asked: BTreeMap::new(),
             slow: 300,
+            lags: BTreeMap::new(),
+            full: BTreeMap::new(),
+            noisy: false,
+            replications: 0,
             standing: (0, 0),
             counts: Counts::default(),
             violation: None,
@@ -149,10 +178,6 @@ impl World {
         Some(self.hosts[i].process.as_ref()?.boot)
     }
 
-    pub(crate) fn clock(&self, i: usize) -> Instant {
-        Instant::from_nanos(self.hosts[i].base + self.t * 1000)
-    }
-
     pub(crate) fn tell(&mut self, what: impl FnOnce() -> String) {
         if self.telling {
             self.story.push(format!("{:>10} {}", self.t, what()));
@@ -179,6 +204,18 @@ impl World {
         self.hosts[i].process.as_ref().is_some_and(|p| {
             p.guest.running && p.node.member().is_some_and(|m| m.permit(now).is_some())
         })
+    }
+
+    /// The mode of a host that is on.
+    #[must_use]
+    pub fn mode(&self, i: usize) -> Option<Mode> {
+        Some(self.hosts[i].process.as_ref()?.node.status().mode)
+    }
+
+    /// The newest epoch of a host that is on.
+    #[must_use]
+    pub fn epoch(&self, i: usize) -> Option<Epoch> {
+        Some(self.hosts[i].process.as_ref()?.node.status().epoch)
     }
 
     /// Frames that left so far.
@@ -246,16 +283,6 @@ impl World {
         self.violation.is_none()
     }
 
-    pub(crate) fn timer(&self, i: usize) -> Option<Micros> {
-        let host = &self.hosts[i];
-        let at = host.process.as_ref()?.node.poll_timeout()?.at.as_nanos();
-        if at == u64::MAX {
-            return None;
-        }
-        let at = at.saturating_sub(host.base).div_ceil(1000);
-        Some(at.max(host.frozen).max(self.t))
-    }
-
     pub(crate) fn happen(&mut self, key: (Micros, u64), due: Due) {
         match due {
             Due::Host(i, boot, what) if self.boot(i) == Some(boot) => {
@@ -280,12 +307,14 @@ impl World {
                 // An answer may be lost on its way, too.
                 let lost = !self.hosts[i].arbiter || self.below(40) == 0;
                 let verdict = if lost { Verdict::Unreachable } else { verdict };
-                let delay = self.slow * 4 + self.below(self.slow);
+                let delay = self.slow * 4 + self.below(self.slow) + self.hosts[i].arbiter_slow;
                 self.after(delay, Due::Host(i, boot, What::Verdict(request, verdict)));
             }
             Due::Restart(i) => self.start(i, Start::Secondary),
             Due::Heal => self.heal(),
             Due::Client => self.client(),
+            // The step ends with it.
+            Due::Pump => {}
         }
     }
 
@@ -335,8 +364,14 @@ impl World {
             What::Command(command) => {
                 self.commands += 1;
                 self.tell(|| format!("host {i} is told {command:?}"));
-                self.feed(i, Input::Command(CommandId(self.commands), command));
+                let id = CommandId(self.commands);
+                if let Some(boot) = self.boot(i) {
+                    self.asked.insert(id, (i, boot, command));
+                }
+                self.feed(i, Input::Command(id, command));
             }
+            What::Health(health) => self.feed(i, Input::Health(health)),
+            What::Disk(forward) => self.disk_arrives(i, forward),
         }
     }
 
