@@ -1078,6 +1078,10 @@ impl Secondary {
             }
             MemberOutput::StartTakeover { generation } => self.take_over(generation),
             MemberOutput::ColdBoot { generation } => {
+                // An operator may have made the disk a replica's meanwhile.
+                self.base.op(GuestOp::Replication(ReplicationOp::Stop {
+                    failover: false,
+                }));
                 self.promoted = Some(Promotion::ColdBoot(generation));
             }
             MemberOutput::DiscardVm => {
@@ -1118,14 +1122,9 @@ impl Secondary {
         self.promoted = Some(Promotion::TakeOver(generation));
     }
 
-    /// Whether the phase ends only if the peer or the guest side does something. A whole checkpoint
-    /// is applied without a peer, too; the peer is left once.
-    const fn awaits_peer(&self) -> bool {
-        match self.target {
-            Target::Empty | Target::Shadowing => false,
-            _ if self.target.loading() => matches!(self.dialling, Dialling::Accepted),
-            _ => true,
-        }
+    /// Whether the phase ends only if the peer or the guest side does something.
+    fn awaits_peer(&self) -> bool {
+        !matches!(self.target, Target::Empty | Target::Shadowing)
     }
 }
 
