@@ -8,7 +8,7 @@ use colo_driver_mio::qemu::{
     Stop,
     feed::{self, FeedArgs},
     inspect::{self, InspectArgs},
-    standby::{Event, Outcome},
+    standby::{self, Event, Outcome, StandbyArgs},
 };
 
 use crate::{
@@ -22,6 +22,13 @@ use crate::{
 struct Feed {
     #[command(flatten)]
     args: FeedArgs,
+}
+
+#[derive(clap::Parser)]
+#[command(no_binary_name = true)]
+struct StandbyLine {
+    #[command(flatten)]
+    args: StandbyArgs,
 }
 
 #[derive(clap::Parser)]
@@ -97,4 +104,23 @@ fn rubbish_costs_the_link_and_not_the_last_good_checkpoint() {
     let fed = feed::run(&line.args, &Stop::new().unwrap(), &mut |_| {}).unwrap();
     assert_eq!(fed, 11);
     assert!(matches!(side.join(), Outcome::Resumed(epoch, None) if epoch.0 == 11));
+}
+
+/// Found out when the primary is gone it would cost the checkpoint.
+#[test]
+fn a_file_that_cannot_be_written_is_refused_before_a_primary_is_awaited() {
+    let dir = tempfile::tempdir().unwrap();
+    for (out, says) in [
+        (dir.path().join("no/such/vm.stream"), "No such file"),
+        (dir.path().to_owned(), "is a directory"),
+    ] {
+        let line = ["--listen", "127.0.0.1:0", "--out", out.to_str().unwrap()];
+        let args = StandbyLine::try_parse_from(line).unwrap().args;
+        let refused = standby::run(&args, &Stop::new().unwrap(), &mut |event| {
+            panic!("it goes on: {event:?}");
+        });
+        let said = refused.unwrap_err().to_string();
+        assert!(said.starts_with("cannot write the stream to"), "{said}");
+        assert!(said.contains(says), "{said}");
+    }
 }

@@ -68,3 +68,16 @@ fn damage_is_located_and_what_came_before_it_is_shown() {
     assert_eq!(fault.expected, "CHECKPOINT_REQUEST");
     assert!(Path::new(&damaged).exists());
 }
+
+#[test]
+fn a_packed_capture_that_is_cut_is_shown_up_to_the_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let cut = dir.path().join("cut.xz");
+    let packed = std::fs::read(RECORDING).unwrap();
+    std::fs::write(&cut, &packed[..packed.len() / 2]).unwrap();
+    let report = inspect(&[cut.to_str().unwrap()]);
+    assert_eq!(report.machine.as_deref(), Some("pc-i440fx-7.2"));
+    let fault = report.fault.unwrap();
+    assert!(fault.offset > 1_000_000, "{}", fault.text);
+    assert!(fault.text.contains("the stream is cut"), "{}", fault.text);
+}

@@ -69,6 +69,11 @@ pub(super) fn walk<V: Visitor>(
             Ok(0) => return Ok(reader.finish()?),
             Ok(n) => n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            // Packed data that is cut: the stream is cut where the last of it stood.
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                reader.finish()?;
+                return Err(WalkError::Read(e));
+            }
             Err(e) => return Err(WalkError::Read(e)),
         };
         let mut input = buffer.get(..n).unwrap_or_default();

@@ -199,6 +199,9 @@ pub fn run(
     stop: &Stop,
     on: &mut dyn FnMut(Event),
 ) -> Result<Outcome, StandbyError> {
+    if let Some(out) = &args.out {
+        takeover::can_write(out).map_err(|e| resume_error(out.display(), e))?;
+    }
     if args.from_state {
         return from_state(args, on);
     }

@@ -1,7 +1,7 @@
 //! A checkpoint as a migration stream, into a file or a command's standard input.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fs::File,
     io::{self, BufWriter, Write},
     path::Path,
@@ -44,13 +44,28 @@ pub(super) fn tail(state: &State) -> Vec<u8> {
     Resume::tail(state.ram, &state.devices, Some(&state.description))
 }
 
+/// Whether a file could be written here. At the takeover it would be too late to find out.
+pub(super) fn can_write(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    let partial = partial(path);
+    File::create(&partial)?;
+    std::fs::remove_file(&partial)
+}
+
+fn partial(path: &Path) -> OsString {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    partial
+}
+
 /// Writes a stream to a file that is there whole or not at all.
 pub(super) fn to_file(
     path: &Path,
     write: impl FnOnce(&File) -> io::Result<u64>,
 ) -> io::Result<u64> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
+    let partial = partial(path);
     let file = File::create(&partial)?;
     let length = write(&file)?;
     file.sync_all()?;
