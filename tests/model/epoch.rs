@@ -21,7 +21,7 @@ use colo_proto::{
     config::Config,
     error::{Misuse, PeerFault},
     event::{Event, PeerLost},
-    id::{Channel, Epoch, Slot},
+    id::{Channel, Epoch, Role, Slot},
     machine::{GuestOp, Input, Machine as _, Output},
     member::{BootId, MacKey, MemberConfig, NodeId, VmId},
     node::{Node, Start},
@@ -77,6 +77,8 @@ struct Budget {
     stops: u8,
     /// How often it may ask for the other mode.
     switches: u8,
+    /// How often it may give any other order, to either host.
+    orders: u8,
     failovers: u8,
 }
 
@@ -117,10 +119,32 @@ enum Action {
     Stop,
     Continue,
     Switch(Mode),
+    Order(usize, Command),
     Cut(Channel),
     Crash(usize),
     FailOver(usize),
     Wait,
+}
+
+/// All commands but those that have a budget of their own.
+const ORDERS: [Command; 9] = [
+    Command::FailOver,
+    Command::Detach,
+    Command::Attach,
+    Command::CheckpointDelay(Duration::from_secs(1)),
+    replicate(true, Role::Primary, None),
+    replicate(true, Role::Secondary, None),
+    replicate(false, Role::Primary, Some(true)),
+    Command::XenDoCheckpoint,
+    Command::Shutdown,
+];
+
+const fn replicate(enable: bool, role: Role, failover: Option<bool>) -> Command {
+    Command::XenSetReplication {
+        enable,
+        role,
+        failover,
+    }
 }
 
 const CHANNELS: [Channel; 3] = [Channel::Control, Channel::Ram(0), Channel::Net];
@@ -347,6 +371,9 @@ impl Model for Epochs {
             if budget.failovers > 0 {
                 actions.push(Action::FailOver(at));
             }
+            if budget.orders > 0 {
+                actions.extend(ORDERS.map(|order| Action::Order(at, order)));
+            }
         }
         if budget.inputs > 0 && world.serving().is_some() {
             actions.push(Action::Client);
@@ -414,6 +441,10 @@ impl Model for Epochs {
                 world.command(0, Command::SetMode(mode));
                 world.budget.switches -= 1;
             }
+            Action::Order(at, command) => {
+                world.command(at, command);
+                world.budget.orders -= 1;
+            }
             Action::Cut(channel) => {
                 world.call(|pair| pair.cut(channel));
                 world.budget.cuts -= 1;
@@ -474,6 +505,7 @@ const BUDGET: Budget = Budget {
     waits: 0,
     stops: 0,
     switches: 0,
+    orders: 0,
     failovers: 1,
 };
 
@@ -581,6 +613,24 @@ fn a_million_states_of_what_an_operator_and_a_slow_link_may_do() {
         ..STANDBY
     };
     assert_eq!(explore(system, &USUAL), 1_232_868);
+}
+
+/// Every command at every step, to either host, and a crash besides. No failover: some of these
+/// orders tell the primary that it is alone, and only one host may be told.
+#[test]
+fn any_order_at_any_moment() {
+    let budget = Budget {
+        inputs: 1,
+        checkpoints: 1,
+        cuts: 0,
+        orders: 1,
+        failovers: 0,
+        ..BUDGET
+    };
+    for (system, states) in [(STANDBY, 4_665), (LOCKSTEP, 55_127)] {
+        let system = Epochs { budget, ..system };
+        assert_eq!(explore(system, &[PROTECTED, ALONE]), states);
+    }
 }
 
 /// From the first dial on: live rounds, and everything that can end them.
