@@ -142,7 +142,9 @@ impl Disk {
                         self.base[block] = value;
                     }
                 }
+                // What was kept is gone; what follows of the same replication is of no use without.
                 self.log.clear();
+                self.arrived.1 = u64::MAX - 1;
                 self.stage = Stage::Plain;
             }
             _ => {}
