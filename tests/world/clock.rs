@@ -56,13 +56,18 @@ impl World {
         Some(host.clock.when(at).max(host.frozen).max(self.t))
     }
 
-    /// The clock of an owner leaps ahead: its lease ends early. A partner's must not (spec heartbeat
-    /// section 4): the end of the owner's lease is counted on it. One that stands still and goes on
-    /// late is a `freeze`.
+    /// The host's clock leaps ahead.
     pub fn leap(&mut self, i: usize, millis: u64) {
+        self.fault("clock leaps", i);
+        self.hosts[i].clock.base += millis * 1_000_000;
+    }
+
+    /// The clock of an owner leaps ahead: its lease ends early. A partner's must not (spec heartbeat
+    /// section 4), at any moment: the end of the owner's lease is counted on it. One that stands
+    /// still and goes on late is a `freeze`.
+    pub(crate) fn leap_of_an_owner(&mut self, i: usize, millis: u64) {
         if self.role(i) == Some(Role::Primary) {
-            self.fault("clock leaps", i);
-            self.hosts[i].clock.base += millis * 1_000_000;
+            self.leap(i, millis);
         }
     }
 }

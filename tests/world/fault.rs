@@ -240,7 +240,7 @@ impl World {
                 self.slow_arbiter(i, by);
             }
             13 => self.mute(i),
-            14 => self.leap(i, millis),
+            14 => self.leap_of_an_owner(i, millis),
             15 => self.burst(),
             _ => {
                 self.fault("command", i);
