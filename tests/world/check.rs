@@ -1,7 +1,7 @@
 //! What must hold after every step.
 
 use colo_proto::{
-    command::{Command, CommandId},
+    command::CommandId,
     id::{Channel, Epoch},
     machine::Machine,
     wire::{HEAD_LEN, Head, Kind},
@@ -77,18 +77,8 @@ impl World {
     }
 
     pub(crate) fn answered(&mut self, i: usize, id: CommandId) {
-        if self.asked.remove(&id).is_none() {
+        if !self.asked.remove(&id) {
             self.violate(format!("host {i} answers {id:?}, which nobody waits for"));
         }
-    }
-
-    /// Commands to hosts that live and have not answered.
-    #[must_use]
-    pub fn unanswered(&self) -> Vec<(usize, Command)> {
-        let lives = self
-            .asked
-            .values()
-            .filter(|(i, boot, _)| self.boot(*i) == Some(*boot));
-        lives.map(|(i, _, command)| (*i, *command)).collect()
     }
 }

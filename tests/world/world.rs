@@ -1,6 +1,9 @@
 //! The loop of the world: what happens next, and to whom.
 
-use std::{collections::BTreeMap, num::NonZeroUsize};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroUsize,
+};
 
 use bytes::Bytes;
 use colo_proto::{
@@ -74,8 +77,8 @@ pub struct World {
     pub(crate) shown: (u64, u64),
     pub(crate) clients: u64,
     pub(crate) commands: u64,
-    /// Commands that were not answered yet, and by whom they are to be.
-    pub(crate) asked: BTreeMap<CommandId, (usize, BootId, Command)>,
+    /// Commands that were not answered yet.
+    pub(crate) asked: BTreeSet<CommandId>,
     pub(crate) slow: u64,
     /// How much longer than usual bytes of a host take on a channel, until when.
     pub(crate) lags: BTreeMap<(usize, Channel), (Micros, Micros)>,
@@ -134,7 +137,7 @@ impl World {
             shown: (0, 1),
             clients: 0,
             commands: 0,
-            asked: BTreeMap::new(),
+            asked: BTreeSet::new(),
             slow: 300,
             lags: BTreeMap::new(),
             full: BTreeMap::new(),
@@ -365,9 +368,7 @@ impl World {
                 self.commands += 1;
                 self.tell(|| format!("host {i} is told {command:?}"));
                 let id = CommandId(self.commands);
-                if let Some(boot) = self.boot(i) {
-                    self.asked.insert(id, (i, boot, command));
-                }
+                self.asked.insert(id);
                 self.feed(i, Input::Command(id, command));
             }
             What::Health(health) => self.feed(i, Input::Health(health)),
