@@ -81,7 +81,8 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Opens the tap of that name, or creates it. It stays down, and has no address: both are the operator's.
+    /// Opens the tap of that name, or creates it. It stays down, and has no address: both are the operator's. Frames
+    /// it gives are whole until [`set_offloads`](Self::set_offloads) says that the guest takes others.
     ///
     /// # Errors
     ///
@@ -112,7 +113,9 @@ impl Tap {
             name: name.into(),
             offloads,
         };
+        // Asked for once, so that a kernel that knows them not is found out now.
         tap.set_offloads(offloads)?;
+        tap.set_offloads(Offloads::default())?;
         Ok(tap)
     }
 
@@ -232,6 +235,7 @@ mod tests {
     use rustix::event::{PollFd, PollFlags, poll};
     use rustix::thread::UnshareFlags;
     use rustix::time::Timespec;
+    use virtio_bindings::virtio_net::VIRTIO_NET_HDR_F_NEEDS_CSUM;
 
     use super::*;
 
@@ -258,7 +262,7 @@ mod tests {
         let mut frame = [0; 2048];
         loop {
             if let Some(len) = tap.read_frame(&mut frame).unwrap() {
-                if frame[12..14] == ethertype.to_be_bytes() {
+                if frame[tap.offloads.header() + 12..][..2] == ethertype.to_be_bytes() {
                     return frame[..len].to_vec();
                 }
                 continue;
@@ -310,48 +314,62 @@ mod tests {
         assert!(matches!(error, TapError::OtherKind { .. }), "{error:?}");
     }
 
-    #[test]
-    fn frames_go_both_ways_without_a_header() {
-        let Some(tap) = tap(Offloads::default()) else {
-            return;
-        };
-        assert!(tap.write_frame(&[0; 60]).is_err(), "the interface is down");
+    const OURS: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+    /// Sends a datagram to a neighbour behind the tap, and answers the kernel's question where that is.
+    fn ping(tap: &Tap) {
+        assert!(tap.write_frame(&[0; 72]).is_err(), "the interface is down");
         ip("link set tap0 up");
         ip("address add 192.0.2.1/30 dev tap0");
         let socket = std::net::UdpSocket::bind("192.0.2.1:0").unwrap();
         socket.send_to(b"ping", "192.0.2.2:9").unwrap();
         // Whose address is not known yet, so the kernel asks.
-        let request = next(&tap, 0x0806);
-        assert_eq!(request.len(), 42);
-        assert_eq!(request[28..32], [192, 0, 2, 1]);
-        assert_eq!(request[38..42], [192, 0, 2, 2]);
+        let request = next(tap, 0x0806);
+        let (header, arp) = request.split_at(tap.offloads.header());
+        assert_eq!(arp.len(), 42);
+        assert_eq!(arp[28..32], [192, 0, 2, 1]);
+        assert_eq!(arp[38..42], [192, 0, 2, 2]);
         // The answer lets the datagram out: so the kernel understood it.
-        let ours = [2, 0, 0, 0, 0, 2];
-        let mut answer = request.clone();
+        let mut answer = arp.to_vec();
         answer.copy_within(6..12, 0);
         answer.copy_within(22..32, 32);
-        answer[6..12].copy_from_slice(&ours);
+        answer[6..12].copy_from_slice(&OURS);
         answer[20..22].copy_from_slice(&[0, 2]);
-        answer[22..28].copy_from_slice(&ours);
+        answer[22..28].copy_from_slice(&OURS);
         answer[28..32].copy_from_slice(&[192, 0, 2, 2]);
-        assert!(tap.write_frame(&answer).unwrap());
+        assert!(tap.write_frame(&[header, &answer].concat()).unwrap());
+    }
+
+    #[test]
+    fn frames_go_both_ways_without_a_header() {
+        let Some(tap) = tap(Offloads::default()) else {
+            return;
+        };
+        ping(&tap);
         let datagram = next(&tap, 0x0800);
-        assert_eq!(datagram[..6], ours);
+        assert_eq!(datagram[..6], OURS);
         assert_eq!(datagram[42..], *b"ping");
     }
 
     #[test]
-    fn with_offloads_the_header_stays() {
+    fn a_checksum_is_left_out_only_for_a_guest_that_takes_that() {
         let all = Offloads {
             checksum: true,
             segmentation: true,
         };
-        let Some(tap) = tap(all) else {
-            return;
-        };
-        tap.set_offloads(Offloads::default()).unwrap();
-        ip("link set tap0 up");
-        assert!(tap.write_frame(&[0; 12 + 60]).unwrap());
-        assert!(tap.write_frame(&[0; 11]).is_err(), "no room for the header");
+        for taken in [Offloads::default(), all] {
+            let Some(tap) = tap(all) else {
+                return;
+            };
+            if taken.checksum {
+                tap.set_offloads(taken).unwrap();
+            }
+            ping(&tap);
+            let datagram = next(&tap, 0x0800);
+            let (header, datagram) = datagram.split_at(VNET_HEADER);
+            assert_eq!(datagram[42..], *b"ping");
+            let undone = u32::from(header[0]) & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0;
+            assert_eq!(undone, taken.checksum, "{header:?}");
+        }
     }
 }

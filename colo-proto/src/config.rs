@@ -58,6 +58,9 @@ pub struct PassThrough {
     pub arp: bool,
     /// Any other frame that is neither IPv4 nor IPv6.
     pub other: bool,
+    /// Bytes before the Ethernet header of each frame: 12 when the card's offloads are on and a
+    /// virtio-net header comes first, otherwise 0.
+    pub header: usize,
 }
 
 impl Config {

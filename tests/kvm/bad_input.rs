@@ -75,10 +75,7 @@ fn wrong_flags_are_explained_with_status_two() {
 
 #[test]
 fn a_kernel_of_no_kind_is_refused() {
-    if !kvm() {
-        return;
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return };
     let dir = tempfile::tempdir().unwrap();
     let kernel = dir.path().join("kernel");
     std::fs::write(&kernel, "#!/bin/sh\n").unwrap();
@@ -99,10 +96,7 @@ fn a_kernel_of_no_kind_is_refused() {
 
 #[test]
 fn a_port_in_use_is_named() {
-    if !kvm() {
-        return;
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return };
     let mut stage = stage();
     let at = stage.stream_address(Host::A);
     let _taken = TcpListener::bind(at).unwrap();
@@ -118,10 +112,7 @@ fn a_port_in_use_is_named() {
 
 #[test]
 fn a_peer_of_another_shape_is_refused_with_what_differs() {
-    if !kvm() {
-        return;
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return };
     let mut stage = stage();
     let primary = stage.start(Host::A, "primary").unwrap();
     stage.settings().vm.memory = Size::mib(64);
@@ -138,10 +129,7 @@ fn a_peer_of_another_shape_is_refused_with_what_differs() {
 
 #[test]
 fn a_stranger_without_the_key_is_refused() {
-    if !kvm() {
-        return;
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return };
     let mut stage = stage();
     let primary = stage.start(Host::A, "primary").unwrap();
     // It has read its key by then.
@@ -155,10 +143,7 @@ fn a_stranger_without_the_key_is_refused() {
 
 #[test]
 fn a_full_disk_for_logs_loses_lines_and_nothing_else() {
-    if !kvm() {
-        return;
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return };
     let mut stage = stage();
     stage.settings().log_file = Some("/dev/full".into());
     let (primary, _secondary) = pair(&mut stage);

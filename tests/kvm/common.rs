@@ -17,7 +17,7 @@ use colo_driver_mio::{
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Whether the tests can run here; says why not, and panics where they must.
-pub(crate) fn kvm() -> bool {
+fn kvm() -> bool {
     let here = std::fs::OpenOptions::new()
         .read(true)
         .write(true)
@@ -32,10 +32,11 @@ pub(crate) fn kvm() -> bool {
     false
 }
 
-/// One pair at a time: they share two processors with whatever else runs here.
-pub(crate) fn alone() -> MutexGuard<'static, ()> {
+/// One pair at a time: they share two processors with whatever else runs here. `None` where no pair
+/// can run.
+pub(crate) fn alone() -> Option<MutexGuard<'static, ()>> {
     static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    kvm().then(|| ALONE.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// The daemon, built once: a test of another package does not get it from cargo by itself.
@@ -78,15 +79,20 @@ pub(crate) fn stage() -> Stage {
 
 /// A client with a plan of its own.
 pub(crate) fn client(stage: &mut Stage) -> Client {
-    let plan = Plan {
+    let plan = plan(stage);
+    Client::start(&stage.switch_path(), plan).unwrap()
+}
+
+/// What a client does.
+pub(crate) fn plan(stage: &mut Stage) -> Plan {
+    Plan {
         mac: Mac([0x02, 0xc0, 0x10, 0, 0, 2]),
         address: [10, 0, 2, 2].into(),
         guest: stage.settings().guest,
         port: 80,
         pause: Duration::from_millis(1),
         counter_only: false,
-    };
-    Client::start(&stage.switch_path(), plan).unwrap()
+    }
 }
 
 /// Both daemons, protected.
@@ -114,6 +120,17 @@ pub(crate) fn served(client: Client) -> Report {
     assert_eq!(report.fault, None);
     assert!(!report.waiting, "the last request was not answered");
     report
+}
+
+/// The client got an answer to something asked after `since`, or shows why not.
+pub(crate) fn answered(client: &Client, since: u64, server: &Daemon) {
+    assert!(
+        client.answer_after(since, PATIENCE).is_some(),
+        "no answer; {:?}; {} says:\n{}",
+        client.fault(),
+        server.host().name(),
+        server.log()
+    );
 }
 
 /// The guest found every page as it had left it, on whichever host it ran.

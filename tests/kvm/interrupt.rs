@@ -13,10 +13,7 @@ use crate::common::*;
 
 #[test]
 fn of_a_daemon_ends_it_within_seconds_and_removes_its_socket() {
-    if !kvm() {
-        return;
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return };
     for command in ["run", "primary", "secondary"] {
         for moment in [1, 30, 400] {
             let mut stage = stage();
@@ -38,37 +35,23 @@ fn of_a_daemon_ends_it_within_seconds_and_removes_its_socket() {
 
 #[test]
 fn of_a_protected_primary_hands_the_vm_over() {
-    if !kvm() {
-        return;
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return };
     let mut stage = stage();
     let (mut primary, secondary) = pair(&mut stage);
     let client = client(&mut stage);
-    assert!(
-        client.answer_after(0, PATIENCE).is_some(),
-        "{}",
-        primary.log()
-    );
+    answered(&client, 0, &primary);
     let seen = secondary.events().len();
     primary.signal(Signal::INT).unwrap();
     expect(&secondary, "PROMOTED", seen);
     assert_eq!(primary.wait_end(PATIENCE).unwrap().code(), Some(130));
-    assert!(
-        client.answer_after(now(), PATIENCE).is_some(),
-        "{}",
-        secondary.log()
-    );
+    answered(&client, now(), &secondary);
     served(client);
     one_voice_at_a_time(&mut stage);
 }
 
 #[test]
 fn of_the_demo_leaves_nothing_behind() {
-    if !kvm() {
-        return;
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return };
     let dir = tempfile::tempdir().unwrap();
     for moment in [50, 600, 2_000] {
         let mut demo = Command::new(colod())

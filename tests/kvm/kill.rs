@@ -32,18 +32,8 @@ fn lose_primary(mut primary: Daemon, secondary: Daemon, client: &Client) -> Daem
     let killed = now();
     primary.kill().unwrap();
     expect(&secondary, "PROMOTED", seen);
-    answered_after(client, killed, &secondary);
+    answered(client, killed, &secondary);
     secondary
-}
-
-fn answered_after(client: &Client, since: u64, server: &Daemon) {
-    assert!(
-        client.answer_after(since, PATIENCE).is_some(),
-        "no answer after the kill; {:?}; {} says:\n{}",
-        client.fault(),
-        server.host().name(),
-        server.log()
-    );
 }
 
 /// Starts the dead host again as secondary and waits for protection.
@@ -56,19 +46,13 @@ fn protect(stage: &mut Stage, primary: Daemon) -> (Daemon, Daemon) {
 
 #[test]
 fn of_the_primary_at_any_moment_and_again_after_each_takeover() {
-    if !kvm() {
-        return;
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return };
     kill_primaries(settings());
 }
 
 #[test]
 fn of_the_primary_in_lockstep_where_the_secondary_goes_on_from_its_own_run() {
-    if !kvm() {
-        return;
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return };
     let mut settings = settings();
     settings.protection.mode = ModeName::Lockstep;
     settings.protection.longest = Span::from_millis(500);
@@ -80,11 +64,7 @@ fn kill_primaries(settings: Settings) {
     let mut random = seed();
     let (mut primary, mut secondary) = pair(&mut stage);
     let client = client(&mut stage);
-    assert!(
-        client.answer_after(0, PATIENCE).is_some(),
-        "{}",
-        primary.log()
-    );
+    answered(&client, 0, &primary);
     for kill in 0..kills() {
         let moment = random_moment(&mut random);
         println!("kill {kill}: after {moment:?}");
@@ -101,31 +81,24 @@ fn kill_primaries(settings: Settings) {
 
 #[test]
 fn of_the_secondary_at_any_moment_also_while_it_synchronises() {
-    if !kvm() {
-        return;
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return };
     let (mut stage, mut random) = (stage(), seed());
     let (primary, mut secondary) = pair(&mut stage);
     let client = client(&mut stage);
-    assert!(
-        client.answer_after(0, PATIENCE).is_some(),
-        "{}",
-        primary.log()
-    );
+    answered(&client, 0, &primary);
     for kill in 0..kills() {
         let moment = random_moment(&mut random);
         println!("kill {kill}: after {moment:?}");
         thread::sleep(moment);
         let killed = now();
         secondary.kill().unwrap();
-        answered_after(&client, killed, &primary);
+        answered(&client, killed, &primary);
         // Not waited for: this one dies while it synchronises, or just after.
         secondary = stage.start(Host::B, "secondary").unwrap();
         thread::sleep(random_moment(&mut random));
         let killed = now();
         secondary.kill().unwrap();
-        answered_after(&client, killed, &primary);
+        answered(&client, killed, &primary);
         let seen = primary.events().len();
         secondary = stage.start(Host::B, "secondary").unwrap();
         expect(&primary, "PROTECTED", seen);
@@ -137,18 +110,11 @@ fn of_the_secondary_at_any_moment_also_while_it_synchronises() {
 
 #[test]
 fn of_the_primary_before_anyone_is_in_step_leaves_the_secondary_mute() {
-    if !kvm() {
-        return;
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return };
     let (mut stage, mut random) = (stage(), seed());
     let mut primary = stage.start(Host::A, "primary").unwrap();
     let client = client(&mut stage);
-    assert!(
-        client.answer_after(0, PATIENCE).is_some(),
-        "{}",
-        primary.log()
-    );
+    answered(&client, 0, &primary);
     let secondary = stage.start(Host::B, "secondary").unwrap();
     thread::sleep(random_moment(&mut random) / 10);
     primary.kill().unwrap();

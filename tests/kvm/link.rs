@@ -124,28 +124,17 @@ fn stage_on(cables: &Cables) -> Stage {
 
 #[test]
 fn both_cables_cut_and_mended_the_primary_goes_on_and_is_protected_again() {
-    if !kvm() {
-        return;
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return };
     let Some(cables) = Cables::lay() else { return };
     let mut stage = stage_on(&cables);
     let (primary, secondary) = pair(&mut stage);
     let client = client(&mut stage);
-    assert!(
-        client.answer_after(0, PATIENCE).is_some(),
-        "{}",
-        primary.log()
-    );
+    answered(&client, 0, &primary);
     let seen = primary.events().len();
     cables.set(0, false);
     cables.set(1, false);
     expect(&primary, "UNPROTECTED", seen);
-    assert!(
-        client.answer_after(now(), PATIENCE).is_some(),
-        "{}",
-        primary.log()
-    );
+    answered(&client, now(), &primary);
     let seen = primary.events().len();
     cables.set(0, true);
     cables.set(1, true);
@@ -160,30 +149,19 @@ fn both_cables_cut_and_mended_the_primary_goes_on_and_is_protected_again() {
 
 /// Spec heartbeat section 9, rows 19 and 20: whichever direction is lost, the primary goes on.
 fn one_direction_is_lost(mute: usize) {
-    if !kvm() {
-        return;
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return };
     let Some(cables) = Cables::lay() else { return };
     let mut stage = stage_on(&cables);
     let (primary, secondary) = pair(&mut stage);
     let client = client(&mut stage);
-    assert!(
-        client.answer_after(0, PATIENCE).is_some(),
-        "{}",
-        primary.log()
-    );
+    answered(&client, 0, &primary);
     let seen = primary.events().len();
     if !cables.mute(mute, true) {
         println!("SKIPPED: this kernel has no tc qdisc tbf");
         return;
     }
     expect(&primary, "UNPROTECTED", seen);
-    assert!(
-        client.answer_after(now(), PATIENCE).is_some(),
-        "{}",
-        primary.log()
-    );
+    answered(&client, now(), &primary);
     let seen = primary.events().len();
     assert!(cables.mute(mute, false));
     expect(&primary, "PROTECTED", seen);
@@ -207,19 +185,12 @@ fn only_what_the_secondary_says_is_lost() {
 
 #[test]
 fn the_second_cable_cut_changes_nothing() {
-    if !kvm() {
-        return;
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return };
     let Some(cables) = Cables::lay() else { return };
     let mut stage = stage_on(&cables);
     let (primary, _secondary) = pair(&mut stage);
     let client = client(&mut stage);
-    assert!(
-        client.answer_after(0, PATIENCE).is_some(),
-        "{}",
-        primary.log()
-    );
+    answered(&client, 0, &primary);
     let seen = primary.events().len();
     cables.set(1, false);
     expect(&primary, "MEMBER_EVENT", seen);
@@ -235,27 +206,16 @@ fn the_second_cable_cut_changes_nothing() {
 
 #[test]
 fn the_first_cable_cut_ends_protection_without_a_takeover() {
-    if !kvm() {
-        return;
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return };
     let Some(cables) = Cables::lay() else { return };
     let mut stage = stage_on(&cables);
     let (primary, secondary) = pair(&mut stage);
     let client = client(&mut stage);
-    assert!(
-        client.answer_after(0, PATIENCE).is_some(),
-        "{}",
-        primary.log()
-    );
+    answered(&client, 0, &primary);
     let seen = primary.events().len();
     cables.set(0, false);
     expect(&primary, "UNPROTECTED", seen);
-    assert!(
-        client.answer_after(now(), PATIENCE).is_some(),
-        "{}",
-        primary.log()
-    );
+    answered(&client, now(), &primary);
     assert!(
         secondary
             .wait_for("PROMOTED", 0, Duration::from_millis(600))
@@ -267,10 +227,7 @@ fn the_first_cable_cut_ends_protection_without_a_takeover() {
 
 #[test]
 fn a_slow_cable_is_slower_and_otherwise_the_same() {
-    if !kvm() {
-        return;
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return };
     let Some(cables) = Cables::lay() else { return };
     let mut stage = stage_on(&cables);
     if !cables.slow(200) {
@@ -279,20 +236,12 @@ fn a_slow_cable_is_slower_and_otherwise_the_same() {
     }
     let (mut primary, secondary) = pair(&mut stage);
     let client = client(&mut stage);
-    assert!(
-        client.answer_after(0, PATIENCE).is_some(),
-        "{}",
-        primary.log()
-    );
+    answered(&client, 0, &primary);
     let killed = now();
     let seen = secondary.events().len();
     primary.kill().unwrap();
     expect(&secondary, "PROMOTED", seen);
-    assert!(
-        client.answer_after(killed, PATIENCE).is_some(),
-        "{}",
-        secondary.log()
-    );
+    answered(&client, killed, &secondary);
     assert_eq!(secondary.host(), Host::B);
     served(client);
 }

@@ -19,5 +19,6 @@ mod link;
 mod operator;
 mod restart;
 mod second_secondary;
+mod taps;
 mod unprotected;
 mod zombie;

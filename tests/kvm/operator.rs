@@ -7,18 +7,11 @@ use crate::common::*;
 
 #[test]
 fn asks_for_status_a_checkpoint_a_delay_and_a_pause() {
-    if !kvm() {
-        return;
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return };
     let mut stage = stage();
     let (primary, secondary) = pair(&mut stage);
     let client = client(&mut stage);
-    assert!(
-        client.answer_after(0, PATIENCE).is_some(),
-        "{}",
-        primary.log()
-    );
+    answered(&client, 0, &primary);
     assert_eq!(
         primary.execute("query-colo-status", json!({})).unwrap(),
         json!({ "mode": "primary", "last-mode": "none", "reason": "none" })
@@ -39,11 +32,7 @@ fn asks_for_status_a_checkpoint_a_delay_and_a_pause() {
     primary.execute("stop", json!({})).unwrap();
     assert_eq!(primary.status().unwrap()["stopped"], true);
     primary.execute("cont", json!({})).unwrap();
-    assert!(
-        client.answer_after(now(), PATIENCE).is_some(),
-        "{}",
-        primary.log()
-    );
+    answered(&client, now(), &primary);
     let Err(ClientError::Refused(refused)) = secondary.execute("checkpoint", json!({})) else {
         panic!("a secondary takes no checkpoints");
     };
@@ -53,10 +42,7 @@ fn asks_for_status_a_checkpoint_a_delay_and_a_pause() {
 
 #[test]
 fn hands_the_vm_over_and_back() {
-    if !kvm() {
-        return;
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return };
     let mut stage = stage();
     let (a, b) = pair(&mut stage);
     let client = client(&mut stage);
@@ -64,29 +50,18 @@ fn hands_the_vm_over_and_back() {
     let (seen_a, seen_b) = (a.events().len(), b.events().len());
     a.execute("failover", json!({})).unwrap();
     expect(&b, "PROMOTED", seen_b);
-    assert!(
-        client.answer_after(now(), PATIENCE).is_some(),
-        "{}",
-        b.log()
-    );
+    answered(&client, now(), &b);
     // The old primary joins again by itself.
     expect(&b, "PROTECTED", seen_b);
     b.execute("failover", json!({})).unwrap();
     expect(&a, "PROMOTED", seen_a);
-    assert!(
-        client.answer_after(now(), PATIENCE).is_some(),
-        "{}",
-        a.log()
-    );
+    answered(&client, now(), &a);
     served(client);
 }
 
 #[test]
 fn says_lost_heartbeat_on_either_side() {
-    if !kvm() {
-        return;
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return };
     let mut stage = stage();
     let (a, b) = pair(&mut stage);
     let client = client(&mut stage);

@@ -8,10 +8,7 @@ use crate::common::*;
 
 #[test]
 fn the_server_guest_answers_and_quits() {
-    if !kvm() {
-        return;
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return };
     let mut stage = stage();
     let mut vm = stage.start(Host::A, "run").unwrap();
     let client = client(&mut stage);
@@ -33,10 +30,7 @@ fn the_server_guest_answers_and_quits() {
 
 #[test]
 fn a_saved_vm_goes_on_where_it_was_and_a_damaged_file_is_refused() {
-    if !kvm() {
-        return;
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return };
     let mut stage = stage();
     let mut vm = stage.start(Host::A, "run").unwrap();
     let worker = client(&mut stage);

@@ -9,27 +9,16 @@ use crate::common::*;
 
 #[test]
 fn a_thawed_primary_is_not_heard_and_becomes_useful_again() {
-    if !kvm() {
-        return;
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return };
     let mut stage = stage();
     let (primary, secondary) = pair(&mut stage);
     let client = client(&mut stage);
-    assert!(
-        client.answer_after(0, PATIENCE).is_some(),
-        "{}",
-        primary.log()
-    );
+    answered(&client, 0, &primary);
     let seen = secondary.events().len();
     let frozen = now();
     primary.signal(Signal::STOP).unwrap();
     expect(&secondary, "PROMOTED", seen);
-    assert!(
-        client.answer_after(frozen, PATIENCE).is_some(),
-        "{}",
-        secondary.log()
-    );
+    answered(&client, frozen, &secondary);
     let before = primary.events().len();
     primary.signal(Signal::CONT).unwrap();
     // It learns that it lost, and nothing of what it had queued comes out.
@@ -43,27 +32,16 @@ fn a_thawed_primary_is_not_heard_and_becomes_useful_again() {
 
 #[test]
 fn a_freeze_shorter_than_detection_is_only_a_pause() {
-    if !kvm() {
-        return;
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return };
     let mut stage = stage();
     let (primary, secondary) = pair(&mut stage);
     let client = client(&mut stage);
-    assert!(
-        client.answer_after(0, PATIENCE).is_some(),
-        "{}",
-        primary.log()
-    );
+    answered(&client, 0, &primary);
     let seen = secondary.events().len();
     primary.signal(Signal::STOP).unwrap();
     thread::sleep(Duration::from_millis(80));
     primary.signal(Signal::CONT).unwrap();
-    assert!(
-        client.answer_after(now(), PATIENCE).is_some(),
-        "{}",
-        primary.log()
-    );
+    answered(&client, now(), &primary);
     assert!(
         secondary
             .wait_for("PROMOTED", seen, Duration::from_millis(500))

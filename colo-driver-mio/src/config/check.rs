@@ -119,6 +119,10 @@ impl Config {
             (Backend::None | Backend::Socket, Some(_), _) => {
                 wrong("net.tap", "contradicts net.backend: only \"tap\" has one")
             }
+            (Backend::None | Backend::Socket, ..) if net.offloads() => wrong(
+                "net.offloads",
+                "contradicts net.backend: only \"tap\" has them",
+            ),
             (Backend::None | Backend::Tap, _, Some(_)) => wrong(
                 "net.path",
                 "contradicts net.backend: only \"socket\" has one",
@@ -362,7 +366,7 @@ path = "arbiter"
 
     #[test]
     fn every_contradiction_is_named() {
-        let cases: [(&str, &str, &str); 14] = [
+        let cases: [(&str, &str, &str); 15] = [
             (
                 "[arbiter]",
                 "[net]\nbackend = \"tap\"\n[arbiter]",
@@ -377,6 +381,11 @@ path = "arbiter"
                 "[arbiter]",
                 "[net]\nbackend = \"socket\"\n[arbiter]",
                 "net.path is missing",
+            ),
+            (
+                "[arbiter]",
+                "[net]\nbackend = \"socket\"\npath = \"x\"\noffloads = true\n[arbiter]",
+                "net.offloads contradicts",
             ),
             (
                 "[arbiter]",

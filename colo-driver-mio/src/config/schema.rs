@@ -75,6 +75,10 @@ pub struct Net {
     /// For `tap`: the interface.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tap: Option<String>,
+    /// For `tap`: whether guest and host may leave checksums and TCP segmentation to each other;
+    /// the same on both hosts. On if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offloads: Option<bool>,
     /// For `socket`: the switch to connect to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
@@ -282,9 +286,18 @@ impl Default for Net {
             backend: Backend::None,
             mac: Mac([0x52, 0x54, 0x00, 0xc0, 0x10, 0x01]),
             tap: None,
+            offloads: None,
             path: None,
             announce: Vec::new(),
         }
+    }
+}
+
+impl Net {
+    /// Whether frames carry a virtio header that tells what is left to do in them.
+    #[must_use]
+    pub fn offloads(&self) -> bool {
+        self.offloads.unwrap_or(self.backend == Backend::Tap)
     }
 }
 

@@ -7,6 +7,7 @@
 //! | `client.rs` | [`Client`]: a TCP stack of its own that works with the guest's server and checks every byte |
 //! | `stage.rs` | [`Stage`]: two hosts on one machine, their configurations and the daemons on them |
 //! | `daemon.rs` | [`Daemon`]: one daemon as a process, with everything it reports |
+//! | `wires.rs` | [`Wires`]: a bridge and taps in a network namespace, instead of the switch |
 //! | `stack.rs` | the client on a TCP stack of its own |
 //! | `kernel.rs` | the same client on the kernel's TCP stack |
 //! | `http.rs` | requests, incremental answers, what a good answer is |
@@ -20,12 +21,14 @@ mod kernel;
 mod stack;
 mod stage;
 mod switch;
+mod wires;
 
 pub use client::{Answered, Client, Fault, Plan, Report};
 pub use daemon::Daemon;
 pub use http::{Asked, HttpFault};
 pub use stage::{Host, Settings, Site, Stage};
 pub use switch::{Sighting, Switch};
+pub use wires::Wires;
 
 /// Nanoseconds since the host started, the same for all of its processes.
 #[must_use]

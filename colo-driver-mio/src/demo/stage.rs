@@ -300,6 +300,7 @@ impl Stage {
                 mac: settings.mac,
                 path: tap.is_none().then(|| self.switch_path()),
                 tap,
+                offloads: None,
                 announce: vec![settings.guest.into()],
             },
             disk: settings.disk.clone(),

@@ -11,10 +11,10 @@ const VLAN: u16 = 0x8100;
 /// Whether the frame belongs to a class that the configuration lets through. A frame too short to
 /// have an ethertype is held like any other.
 pub(crate) fn passes(config: PassThrough, frame: &[u8]) -> bool {
-    let mut at = 12;
+    let mut at = config.header.saturating_add(12);
     let mut ethertype = be16(frame, at);
     if ethertype == Some(VLAN) {
-        at += 4;
+        at = at.saturating_add(4);
         ethertype = be16(frame, at);
     }
     match ethertype {
@@ -25,7 +25,7 @@ pub(crate) fn passes(config: PassThrough, frame: &[u8]) -> bool {
 }
 
 fn be16(frame: &[u8], at: usize) -> Option<u16> {
-    let bytes = frame.get(at..at + 2)?;
+    let bytes = frame.get(at..at.checked_add(2)?)?;
     Some(u16::from_be_bytes([*bytes.first()?, *bytes.last()?]))
 }
 
@@ -46,7 +46,9 @@ mod tests {
         let all = PassThrough {
             arp: true,
             other: true,
+            header: 0,
         };
+        let behind_a_header = PassThrough { header: 12, ..all };
         let none = PassThrough::default();
         for (types, with_all) in [
             (&[0x08, 0x06][..], true),
@@ -59,6 +61,8 @@ mod tests {
             (&[], false),
         ] {
             assert_eq!(passes(all, &frame(types)), with_all, "{types:x?}");
+            let with_header = [&[0xff; 12], &frame(types)[..]].concat();
+            assert_eq!(passes(behind_a_header, &with_header), with_all);
             assert!(!passes(none, &frame(types)), "{types:x?}");
         }
     }

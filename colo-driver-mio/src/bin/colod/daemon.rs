@@ -275,9 +275,10 @@ fn shape_items(config: &Config, vm: &Vm) -> Vec<ShapeItem> {
         (
             "net",
             format!(
-                "{:?} {}",
+                "{:?} {} offloads {}",
                 config.net.backend != config::Backend::None,
-                config.net.mac
+                config.net.mac,
+                config.net.offloads()
             ),
         ),
         ("disk", config.disk.is_some().to_string()),

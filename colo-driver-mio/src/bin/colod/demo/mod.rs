@@ -4,11 +4,9 @@
 //! |---|---|
 //! | `story.rs` | what is done, step by step |
 //! | `timeline.rs` | how it is told |
-//! | `wires.rs` | for `--tap`: a bridge and taps in a network namespace |
 
 mod story;
 mod timeline;
-mod wires;
 
 use std::process::ExitCode;
 

@@ -8,14 +8,11 @@ use std::{
 
 use colo_driver_mio::{
     config::{Mac, ModeName, Size, Span},
-    demo::{Answered, Client, Daemon, Host, Plan, Report, Settings, Stage, now},
+    demo::{Answered, Client, Daemon, Host, Plan, Report, Settings, Stage, Wires, now},
 };
 use serde_json::{Value, json};
 
-use super::{
-    timeline::{Timeline, millis, percentile},
-    wires::{TAPS, Wires},
-};
+use super::timeline::{Timeline, millis, percentile};
 use crate::{
     Failure,
     cli::{DemoArgs, DemoMode, Kill},
@@ -36,7 +33,7 @@ pub(super) fn tell(args: &DemoArgs, interrupt: &Interrupt) -> Result<bool, Failu
     let mut stage = match &wires {
         None => Stage::new(&exe, settings)?,
         Some(wires) => {
-            settings.taps = Some(TAPS.map(str::to_owned));
+            settings.taps = Some(wires.taps());
             Stage::at(&exe, settings, wires.sites())?
         }
     };

@@ -18,6 +18,8 @@ use std::{
 use colo_driver_mio::{Wake, config::Config};
 use colo_proto::net::announce;
 
+use super::backend::offloads;
+
 /// Pauses before the second and later rounds.
 const ROUNDS: [u64; 4] = [50, 150, 250, 350];
 
@@ -35,6 +37,7 @@ pub(super) struct Announcer {
 impl Announcer {
     pub(super) fn new(config: &Config) -> Self {
         let mac = config.net.mac.0;
+        let header = vec![0; offloads(&config.net).header()];
         let mut frames = vec![announce::reverse_arp(mac).to_vec()];
         for address in &config.net.announce {
             frames.push(match address {
@@ -45,7 +48,10 @@ impl Announcer {
             });
         }
         Self {
-            frames,
+            frames: frames
+                .into_iter()
+                .map(|frame| [&header[..], &frame].concat())
+                .collect(),
             active: false,
             due: Arc::default(),
             takeover: Arc::default(),

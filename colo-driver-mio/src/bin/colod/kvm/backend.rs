@@ -27,7 +27,7 @@ pub(super) enum Backend {
 impl Backend {
     pub(super) fn open(net: &Net) -> Result<Self, Failure> {
         match (net.backend, &net.tap, &net.path) {
-            (Kind::Tap, Some(name), _) => Ok(Self::Tap(Tap::open(name, Offloads::default())?)),
+            (Kind::Tap, Some(name), _) => Ok(Self::Tap(Tap::open(name, offloads(net))?)),
             (Kind::Socket, _, Some(path)) => {
                 FrameSocket::connect(path)
                     .map(Self::Socket)
@@ -81,10 +81,26 @@ impl Backend {
         }
     }
 
+    /// From now on the outside leaves to the guest what it agreed to.
+    pub(super) fn set_offloads(&self, agreed: Offloads) {
+        let Self::Tap(tap) = self else { return };
+        if let Err(error) = tap.set_offloads(agreed) {
+            tracing::warn!(%error, "net: frames that the guest cannot read are dropped");
+        }
+    }
+
     fn lost<T>(&mut self) -> Option<T> {
         tracing::error!("net: the switch closed the cable; the guest is off the network");
         *self = Self::Gone;
         None
+    }
+}
+
+/// What the card offers; with any of it, frames begin with a virtio header.
+pub(super) fn offloads(net: &Net) -> Offloads {
+    Offloads {
+        checksum: net.offloads(),
+        segmentation: net.offloads(),
     }
 }
 

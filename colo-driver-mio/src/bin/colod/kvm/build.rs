@@ -11,7 +11,7 @@ use colo_driver_kvm::{
     caps::Host,
     device::{
         I8042, Irq, ResetLine, Serial, Sink,
-        virtio::{Block, Disk, Mmio, Net, NetConfig, Offloads, Rng},
+        virtio::{Block, Disk, Mmio, Net, NetConfig, Rng},
     },
     vm::{Vm, VmConfig},
 };
@@ -152,7 +152,7 @@ fn card(vm: &mut Vm, config: &Config) -> Result<Card, Failure> {
     let line = Irq::new()?;
     let net = Net::new(NetConfig {
         mac: config.net.mac.0,
-        offloads: Offloads::default(),
+        offloads: super::backend::offloads(&config.net),
     });
     let ram = vm.memory().ram().clone();
     let card = Arc::new(Mutex::new(Mmio::new(

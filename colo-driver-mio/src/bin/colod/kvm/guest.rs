@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use colo_driver_kvm::memory::Memory;
+use colo_driver_kvm::{device::virtio::Offloads, memory::Memory};
 use colo_driver_mio::{
     Guest, Wake, clock,
     config::Config,
@@ -57,6 +57,8 @@ pub(crate) struct KvmGuest {
     card: Option<Card>,
     console: colo_driver_kvm::device::Sink,
     backend: Backend,
+    /// What the backend was told the guest can do.
+    offloads: Offloads,
     announcer: Announcer,
     wake: Option<Wake>,
     buffer: Vec<u8>,
@@ -97,6 +99,7 @@ impl KvmGuest {
             card: built.card.clone(),
             console: built.console.clone(),
             backend: Backend::open(&config.net)?,
+            offloads: Offloads::default(),
             announcer: Announcer::new(config),
             wake: None,
             buffer: backend::buffer(),
@@ -163,6 +166,7 @@ impl KvmGuest {
                     self.told = *epoch;
                     // What the replaced guest said is nobody's.
                     self.out.clear();
+                    self.match_offloads();
                 }
                 _ => {}
             }
@@ -178,6 +182,28 @@ impl KvmGuest {
             lock(card).poll_tx(TURN, &mut |epoch, frame| {
                 out.push_back((Epoch(epoch), frame));
             });
+            self.match_offloads();
+        }
+    }
+
+    /// Tells the backend what the guest's driver has agreed to. A driver that comes or goes rings, and a frame that
+    /// the host made before it heard of it is dropped by the card.
+    fn match_offloads(&mut self) {
+        let Some(card) = &self.card else { return };
+        let agreed = lock(card).guest_offloads();
+        if agreed != self.offloads {
+            let Offloads {
+                checksum,
+                segmentation,
+                ..
+            } = agreed;
+            tracing::info!(
+                checksum,
+                segmentation,
+                "net: what the guest lets the host leave undone"
+            );
+            self.backend.set_offloads(agreed);
+            self.offloads = agreed;
         }
     }
 

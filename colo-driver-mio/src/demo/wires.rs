@@ -1,27 +1,34 @@
-//! For `--tap`: a network namespace with a bridge, a tap for each host, and loopback between the
-//! daemons. Gone when dropped.
+//! Taps: a network namespace with a bridge, a tap for each host, and loopback between the daemons.
 
 use std::{
+    io,
     path::PathBuf,
     process::{Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
-use colo_driver_mio::demo::Site;
-
-use crate::Failure;
+use super::Site;
 
 /// The taps of the two hosts.
-pub(super) const TAPS: [&str; 2] = ["tap-alpha", "tap-beta"];
+const TAPS: [&str; 2] = ["tap-alpha", "tap-beta"];
 
+/// A namespace with the taps of a pair, and `10.0.2.2/24` on the bridge between them; gone when
+/// dropped.
 #[derive(Debug)]
-pub(super) struct Wires {
+pub struct Wires {
     name: String,
 }
 
 impl Wires {
-    pub(super) fn lay() -> Result<Self, Failure> {
+    /// Makes them.
+    ///
+    /// # Errors
+    /// Not root, or the kernel or the machine lacks what is needed; the error says what was tried.
+    pub fn lay() -> io::Result<Self> {
+        static LAID: AtomicU32 = AtomicU32::new(0);
+        let number = LAID.fetch_add(1, Ordering::Relaxed);
         let wires = Self {
-            name: format!("colo-demo-{}", std::process::id()),
+            name: format!("colo-demo-{}-{number}", std::process::id()),
         };
         let name = &wires.name;
         ip(&format!("netns add {name}"))?;
@@ -36,13 +43,21 @@ impl Wires {
         Ok(wires)
     }
 
+    /// The taps of the two hosts.
+    #[must_use]
+    pub fn taps(&self) -> [String; 2] {
+        TAPS.map(str::to_owned)
+    }
+
     /// The namespace's file, for whoever wants to be in it.
-    pub(super) fn namespace(&self) -> PathBuf {
+    #[must_use]
+    pub fn namespace(&self) -> PathBuf {
         ["/run/netns", &self.name].iter().collect()
     }
 
     /// Both hosts, in the namespace. Its ports are all free.
-    pub(super) fn sites(&self) -> [Site; 2] {
+    #[must_use]
+    pub fn sites(&self) -> [Site; 2] {
         [7800, 7900].map(|port| Site {
             through: ["ip", "netns", "exec", &self.name]
                 .map(str::to_owned)
@@ -60,19 +75,22 @@ impl Drop for Wires {
     }
 }
 
-fn ip(arguments: &str) -> Result<(), Failure> {
+fn ip(arguments: &str) -> io::Result<()> {
     let ran = Command::new("ip")
         .args(arguments.split(' '))
         .stdin(Stdio::null())
         .output()
-        .map_err(|error| format!("--tap needs the program ip (iproute2): {error}"))?;
+        .map_err(|error| failed(&format!("taps need the program ip (iproute2): {error}")))?;
     if ran.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&ran.stderr);
-    Err(format!(
-        "--tap needs root, tap devices and bridges: ip {arguments}: {}",
+    Err(failed(&format!(
+        "taps need root, tap devices and bridges: ip {arguments}: {}",
         said.trim()
-    )
-    .into())
+    )))
+}
+
+fn failed(why: &str) -> io::Error {
+    io::Error::other(why.to_owned())
 }
