@@ -16,7 +16,7 @@ use crate::{
     machine::{
         Deadline, Demand, GuestOp, Input, Notify, Output, ReplicationOp, TimerKind, Transmit,
     },
-    member::{BootId, Local, MemberOutput, MemberState},
+    member::{BootId, Command as MemberCommand, Local, MemberEvent, MemberOutput, MemberState},
     net::Gate,
     ownership::Ownership,
     stats::Stats,
@@ -53,6 +53,8 @@ pub(crate) struct Base {
     pub(crate) farewell: Option<Instant>,
     /// When something last moved in the current phase.
     pub(crate) progress: Instant,
+    /// When a frame for the peer last moved, if any waits on Net.
+    frames: Option<Instant>,
     pub(crate) waiting: Vec<Waiting>,
     pub(crate) stats: Stats,
 }
@@ -76,6 +78,9 @@ pub(crate) enum Until {
     /// The replication hook ended.
     Replication,
 }
+
+/// What a peer is told that does not take frames.
+pub(crate) const FRAMES_STUCK: &str = "no frame was taken in time";
 
 /// Most commands in progress at once; more are refused.
 const WAITING_MOST: usize = 64;
@@ -105,6 +110,7 @@ impl Base {
             fenced: false,
             farewell: None,
             progress: now,
+            frames: None,
             waiting: Vec::new(),
             stats: Stats::default(),
             config,
@@ -209,6 +215,9 @@ impl Base {
 
     pub(crate) fn send(&mut self, channel: Channel, head: Head, body: &[u8]) {
         self.link.send(channel, head.with_body(body));
+        if channel == Channel::Net {
+            self.frames.get_or_insert(self.now);
+        }
     }
 
     /// Whether so many bytes more would wait for the peer on Net, which may not read for a while.
@@ -261,6 +270,7 @@ impl Base {
             let _known = self.link.down(channel);
         }
         self.peer = None;
+        self.frames = None;
     }
 
     /// Closes Control when the farewell is said, or cannot be.
@@ -347,6 +357,10 @@ impl Base {
                 self.link.sent(channel, n)?;
                 self.end_farewell();
                 self.progress = self.now;
+                if channel == Channel::Net {
+                    let waits = !self.link.is_flushed(channel);
+                    self.frames = waits.then_some(self.now);
+                }
                 Ok(None)
             }
             Input::Bytes(channel, _) | Input::Placed(channel, _) | Input::Frame(channel, _)
@@ -371,7 +385,12 @@ impl Base {
             MemberOutput::Fence { delay } => self.push(Output::Fence(delay)),
             MemberOutput::Persist { id, record } => self.push(Output::Persist(id, record)),
             MemberOutput::Announce => self.push(Output::Announce),
-            MemberOutput::Event(event) => self.event(Event::Member(event)),
+            MemberOutput::Event(event) => {
+                if let MemberEvent::Refused { command, state } = event {
+                    self.member_refused(command, state);
+                }
+                self.event(Event::Member(event));
+            }
             // The gate is asked for its permit at every frame.
             MemberOutput::Gate(_) => {}
             MemberOutput::PauseVm => {
@@ -389,6 +408,20 @@ impl Base {
             other => return Some(other),
         }
         None
+    }
+
+    /// Who waits for a command that the member does not carry out is told so.
+    fn member_refused(&mut self, command: MemberCommand, state: MemberState) {
+        let until = match command {
+            MemberCommand::FailOver => {
+                self.failover.withdraw();
+                Until::Alone
+            }
+            MemberCommand::Detach => Until::Alone,
+            MemberCommand::Yield => Until::HandedOver,
+            _ => return,
+        };
+        self.answer_waiting(until, Answer::Refused(Refusal::Ownership(state)));
     }
 
     /// What both roles report alike.
@@ -426,9 +459,13 @@ impl Base {
             at,
             why: TimerKind::Handshake,
         });
+        let frames = self.frames.map(|since| Deadline {
+            at: since + self.config.stall,
+            why: TimerKind::Stall,
+        });
         others
             .into_iter()
-            .chain([member, farewell])
+            .chain([member, farewell, frames])
             .flatten()
             .min_by_key(|d| d.at)
     }
@@ -445,6 +482,14 @@ impl Base {
         let waited = self.now.since(self.progress);
         (waited >= self.config.stall)
             .then_some(PeerLost::Faulty(PeerFault::Stalled { state, waited }))
+    }
+
+    /// Whether frames have waited on Net for too long, however lively the other channels are. What is
+    /// full drops every client frame, and no phase would end it.
+    pub(crate) fn frames_stuck(&self) -> Option<PeerLost> {
+        let stall = self.config.stall;
+        let since = self.frames?;
+        (self.now.since(since) >= stall).then_some(PeerLost::TooSlow(stall))
     }
 
     /// Whether the slot is one of ours; dirty words of others are misuse.

@@ -3,7 +3,7 @@
 
 use core::time::Duration;
 
-use crate::{id::Role, status::Mode};
+use crate::{id::Role, member::MemberState, status::Mode};
 
 /// The driver's number for one command; the answer carries it back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -84,6 +84,9 @@ pub enum Refusal {
     /// The arbiter gave the VM to the other host.
     #[error("the VM belongs to the other host")]
     NotOwner,
+    /// Ownership is in a state in which this host cannot do it.
+    #[error("this host cannot do it in the state {0:?}")]
+    Ownership(MemberState),
     /// A value outside its range.
     #[error("{key} is out of range, expected {expected}")]
     Range {

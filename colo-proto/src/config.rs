@@ -175,8 +175,8 @@ impl ConfigBuilder {
         last_round_pages: u64;
         /// Largest device state accepted, 4 KiB to 1 GiB, default 64 MiB (spec stream section 11).
         state_bytes: u64;
-        /// A checkpoint step without any progress for this long ends the pairing, and so does
-        /// ownership that cannot be arranged within it after the first synchronisation; 100 ms to
+        /// A checkpoint step without any progress for this long ends the pairing; so do frames
+        /// of either guest that the network does not take within it (lockstep), and ownership that cannot be arranged within it after the first synchronisation; 100 ms to
         /// 10 min, default 10 s. Liveness is the heartbeats' business; this catches a peer that
         /// lives and does nothing, and an arbiter that is not there.
         stall: Duration;

@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use core::time::Duration;
 
 use crate::{
-    base::{Base, Until},
+    base::{Base, FRAMES_STUCK, Until},
     command::{Answer, Command, CommandId, Refusal},
     epoch::{LaneEnds, Pace, Source, Transaction},
     error::{Misuse, PeerFault},
@@ -20,7 +20,7 @@ use crate::{
         Body, Captured, Deadline, Demand, GuestDone, GuestOp, GuestOpKind, Input, Machine, Notify,
         Output, ReplicationOp, TimerKind, Transmit,
     },
-    member::{BootId, Command as MemberCommand, Health, Local, MemberEvent, MemberOutput},
+    member::{BootId, Command as MemberCommand, Health, Local, MemberOutput},
     mutation::bug,
     net::{Comparator, Held, InputLog, Logged, passes},
     ram::{CacheMode, PageSet},
@@ -187,9 +187,6 @@ impl Primary {
     fn pump(&mut self) {
         loop {
             while let Some(output) = self.base.member.poll_output() {
-                if let MemberOutput::Event(event) = &output {
-                    self.member_refused(event);
-                }
                 if let Some(output) = self.base.member_output(output) {
                     self.member_output(output);
                 }
@@ -220,6 +217,10 @@ impl Primary {
             && let Some(why) = self.base.stalled(self.source.name())
         {
             self.lose_peer(why, Some("no progress"));
+            return true;
+        }
+        if let Some(why) = self.base.frames_stuck() {
+            self.lose_peer(why, Some(FRAMES_STUCK));
             return true;
         }
         if let Protection::Arming(since) = self.protection {
@@ -1152,7 +1153,11 @@ impl Primary {
 
     /// The other host owns the VM.
     fn demote(&mut self) {
-        self.protection = Protection::None;
+        if core::mem::replace(&mut self.protection, Protection::None) != Protection::None {
+            self.base.op(GuestOp::Replication(ReplicationOp::Stop {
+                failover: false,
+            }));
+        }
         self.lose_peer(PeerLost::NotOwner, Some("this host lost the VM"));
         self.base.gate.clear();
         while self.held.release_all().is_some() {
@@ -1173,18 +1178,6 @@ impl Primary {
     /// Whether the phase ends only if the peer or the guest side does something.
     const fn awaits_peer(&self) -> bool {
         !matches!(self.source, Source::Alone | Source::Running)
-    }
-
-    /// Watches for commands that the member refused.
-    fn member_refused(&mut self, event: &MemberEvent) {
-        if let MemberEvent::Refused {
-            command: MemberCommand::Yield,
-            ..
-        } = event
-        {
-            let answer = Answer::Refused(Refusal::NotProtected);
-            self.base.answer_waiting(Until::HandedOver, answer);
-        }
     }
 }
 

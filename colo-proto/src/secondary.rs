@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use core::time::Duration;
 
 use crate::{
-    base::{Base, Until},
+    base::{Base, FRAMES_STUCK, Until},
     command::{Answer, Command, CommandId, Refusal},
     epoch::{Announced, Coming, LaneEnds, StateBytes, Target, Whole},
     error::{Misuse, PeerFault},
@@ -238,6 +238,10 @@ impl Secondary {
         {
             let waited = self.base.config.handshake;
             self.lose_peer(PeerLost::TooSlow(waited), Some("no welcome in time"));
+            return true;
+        }
+        if let Some(why) = self.base.frames_stuck() {
+            self.lose_peer(why, Some(FRAMES_STUCK));
             return true;
         }
         if self.awaits_peer()

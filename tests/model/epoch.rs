@@ -579,7 +579,7 @@ fn a_standby_in_the_order_of_qemu_and_with_a_full_cache() {
 fn guests_in_lockstep() {
     assert_eq!(
         explore(LOCKSTEP, &[USUAL.as_slice(), &[AGREED]].concat()),
-        28_504
+        29_856
     );
 }
 
@@ -587,7 +587,7 @@ fn guests_in_lockstep() {
 fn guests_in_lockstep_in_the_order_of_qemu_and_with_a_full_cache() {
     let sometimes = [USUAL.as_slice(), &[AGREED]].concat();
     let states = variants(LOCKSTEP).map(|system| explore(system, &sometimes));
-    assert_eq!(states, [24_920, 30_245, 26_988]);
+    assert_eq!(states, [26_184, 31_649, 28_304]);
 }
 
 /// Time passes, the operator stops and continues the guest and changes the mode.
@@ -618,7 +618,7 @@ fn a_million_states_of_what_an_operator_and_a_slow_link_may_do() {
         budget: OPERATED,
         ..STANDBY
     };
-    assert_eq!(explore(system, &USUAL), 1_232_868);
+    assert_eq!(explore(system, &USUAL), 1_294_000);
 }
 
 /// Every command at every step, to either host, and a crash besides. No failover: some of these
@@ -633,7 +633,7 @@ fn any_order_at_any_moment() {
         failovers: 0,
         ..BUDGET
     };
-    for (system, states) in [(STANDBY, 4_665), (LOCKSTEP, 55_127)] {
+    for (system, states) in [(STANDBY, 4_665), (LOCKSTEP, 55_955)] {
         let system = Epochs { budget, ..system };
         assert_eq!(explore(system, &[PROTECTED, ALONE]), states);
     }

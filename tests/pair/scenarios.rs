@@ -26,6 +26,7 @@ fn each(play: impl Fn(&mut World)) {
         world.run(500);
         world.events.clear();
         play(&mut world);
+        world.answers(30_000);
         assert_eq!(
             world.violation,
             None,
@@ -107,6 +108,17 @@ fn an_operator_fails_over_while_a_checkpoint_is_applied() {
         }
     });
     assert!(relaunched.get() > 4, "the moment was missed");
+}
+
+#[test]
+fn a_primary_told_that_its_secondary_is_lost_goes_on_alone_though_it_is_heard() {
+    each(|world| {
+        world.slow_arbiter(0, 200);
+        world.command(0, Command::LostHeartbeat);
+        let alone = world.event(5_000, |at, e| at == 0 && matches!(e, Event::Unprotected(_)));
+        assert!(alone, "{}", world.story.join("\n"));
+        survives(world, 0);
+    });
 }
 
 #[test]
@@ -294,6 +306,25 @@ fn back_pressure_bounds_what_waits_and_passes() {
         let owner = usize::from(world.serves(1));
         survives(world, owner);
     });
+}
+
+#[test]
+fn a_channel_of_frames_that_is_stuck_alone_ends_the_pairing() {
+    for i in [0, 1] {
+        each(|world| {
+            if world.mode(0) != Some(Mode::Lockstep) {
+                return;
+            }
+            world.fill(i, Channel::Net, 4_000);
+            world.burst();
+            let parted = world.event(3_500, |at, e| {
+                at == i && matches!(e, Event::PeerLeft(PeerLost::TooSlow(_)))
+            });
+            assert!(parted, "{}", world.story.join("\n"));
+            survives(world, 0);
+            protected(world, 0);
+        });
+    }
 }
 
 #[test]

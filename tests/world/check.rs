@@ -76,8 +76,16 @@ impl World {
         }
     }
 
+    /// Ends what goes wrong, and waits until every command has its answer.
+    pub fn answers(&mut self, millis: u64) {
+        self.heal();
+        if !self.until(millis, |world| world.asked.is_empty()) {
+            self.violate(format!("nobody answers {:?}", self.asked));
+        }
+    }
+
     pub(crate) fn answered(&mut self, i: usize, id: CommandId) {
-        if !self.asked.remove(&id) {
+        if self.asked.remove(&id) != Some(i) {
             self.violate(format!("host {i} answers {id:?}, which nobody waits for"));
         }
     }

@@ -68,6 +68,7 @@ impl World {
         if let Some(p) = self.hosts[i].process.take() {
             self.hosts[i].platter = p.guest.disk.base;
         }
+        self.asked.retain(|_, at| *at != i);
         self.lose_all();
     }
 

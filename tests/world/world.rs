@@ -1,9 +1,6 @@
 //! The loop of the world: what happens next, and to whom.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    num::NonZeroUsize,
-};
+use std::{collections::BTreeMap, num::NonZeroUsize};
 
 use bytes::Bytes;
 use colo_proto::{
@@ -78,7 +75,7 @@ pub struct World {
     pub(crate) clients: u64,
     pub(crate) commands: u64,
     /// Commands that were not answered yet.
-    pub(crate) asked: BTreeSet<CommandId>,
+    pub(crate) asked: BTreeMap<CommandId, usize>,
     pub(crate) slow: u64,
     /// How much longer than usual bytes of a host take on a channel, until when.
     pub(crate) lags: BTreeMap<(usize, Channel), (Micros, Micros)>,
@@ -137,7 +134,7 @@ impl World {
             shown: (0, 1),
             clients: 0,
             commands: 0,
-            asked: BTreeSet::new(),
+            asked: BTreeMap::new(),
             slow: 300,
             lags: BTreeMap::new(),
             full: BTreeMap::new(),
@@ -368,7 +365,9 @@ impl World {
                 self.commands += 1;
                 self.tell(|| format!("host {i} is told {command:?}"));
                 let id = CommandId(self.commands);
-                self.asked.insert(id);
+                if self.hosts[i].process.is_some() {
+                    self.asked.insert(id, i);
+                }
                 self.feed(i, Input::Command(id, command));
             }
             What::Health(health) => self.feed(i, Input::Health(health)),

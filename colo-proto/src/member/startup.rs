@@ -2,7 +2,7 @@
 //! operator's commands, which are the other way in.
 
 use super::{
-    Arbitration, Claim, Command, Critical, Datagram, Flags, Footing, Member, MemberEvent,
+    Arbitration, Claim, Command, Critical, Datagram, Flags, Footing, Health, Member, MemberEvent,
     MemberState, Mode, Register,
     phase::{Fenced, Idle, Opening, Phase, Syncing},
 };
@@ -212,8 +212,19 @@ impl Member {
                 self.give_up_state();
                 self.enter(Phase::Syncing(Syncing::default()));
             }
-            (Command::FailOver, Phase::Dual(_)) => self.arbitrate(now),
-            (Command::FailOver, Phase::Secondary(_)) => self.bid(now, false, true),
+            // A partner that is heard all the same shall not become one again.
+            (Command::FailOver, Phase::Dual(_)) => {
+                self.replication_dead();
+                self.arbitrate(now);
+            }
+            (Command::FailOver, Phase::PrimaryArbitrating(_) | Phase::Solo(_)) => {
+                self.replication_dead();
+            }
+            (Command::FailOver, Phase::Secondary(_)) if self.health != Health::Fatal => {
+                self.bid(now, false, true);
+            }
+            // That is what it does.
+            (Command::FailOver, Phase::SecondaryArbitrating(_) | Phase::TakeoverWait(_)) => {}
             (Command::Yield, Phase::Dual(pair)) if self.partner_can_take_over(pair) => {
                 self.give_away(now);
             }

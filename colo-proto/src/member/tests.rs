@@ -396,6 +396,19 @@ fn back_before_the_verdict_means_a_new_dual_generation() {
 }
 
 #[test]
+fn an_owner_told_that_its_partner_is_lost_does_not_take_it_back_before_the_verdict() {
+    let mut pair = Pair::dual();
+    pair.arbiter = false;
+    pair.a.local(pair.now, Local::Operator(Command::FailOver));
+    // Heartbeats are acknowledged all the while.
+    pair.run(ms(300));
+    assert!(pair.a.ballots.iter().all(|b| b.mode == Mode::Solo));
+    pair.arbiter = true;
+    pair.run(ms(2000));
+    assert_eq!(pair.a.member.state(), MemberState::PrimarySolo);
+}
+
+#[test]
 fn nothing_is_promised_or_asked_before_the_disk_has_it() {
     let mut pair = Pair::dual();
     pair.b.disk = false;
