@@ -14,9 +14,12 @@ use crate::{
     id::{Channel, Epoch, Generation, PAGE_SIZE, Role, Slot},
     link::Link,
     machine::{
-        Deadline, Demand, GuestOp, Input, Notify, Output, ReplicationOp, TimerKind, Transmit,
+        Deadline, Demand, GuestDone, GuestOp, Input, Notify, Output, ReplicationOp, TimerKind,
+        Transmit,
     },
-    member::{BootId, Command as MemberCommand, Local, MemberEvent, MemberOutput, MemberState},
+    member::{
+        BootId, Command as MemberCommand, Health, Local, MemberEvent, MemberOutput, MemberState,
+    },
     net::Gate,
     ownership::Ownership,
     stats::Stats,
@@ -47,6 +50,10 @@ pub(crate) struct Base {
     pub(crate) wanted_mode: Mode,
     /// An operator's `stop`.
     pub(crate) stopped: bool,
+    /// The guest could not be resumed here.
+    pub(crate) broken: bool,
+    /// What the driver says of this host.
+    health: Health,
     /// The member took the VM away from this host.
     pub(crate) fenced: bool,
     /// Control is kept only until what is queued on it was sent, and no longer than this.
@@ -69,14 +76,14 @@ pub(crate) struct Waiting {
 /// What answers a waiting command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Until {
-    /// A checkpoint that begins its capture from now on is complete.
-    Checkpoint,
+    /// A checkpoint is complete: of this epoch or a later one.
+    Checkpoint(Epoch),
     /// This host owns the VM alone.
     Alone,
     /// The peer owns the VM.
     HandedOver,
-    /// The replication hook ended.
-    Replication,
+    /// The guest is stopped.
+    Stopped,
 }
 
 /// What a peer is told that does not take frames.
@@ -107,6 +114,8 @@ impl Base {
             mode: config.mode,
             wanted_mode: config.mode,
             stopped: false,
+            broken: false,
+            health: Health::Ok,
             fenced: false,
             farewell: None,
             progress: now,
@@ -155,8 +164,68 @@ impl Base {
                 failover: failover.unwrap_or(false),
             },
         };
-        self.op(GuestOp::Replication(op));
-        self.wait(id, Until::Replication);
+        self.replicate(id, op);
+    }
+
+    /// Does what an operator wants of block replication.
+    pub(crate) fn replicate(&mut self, id: CommandId, op: ReplicationOp) {
+        if self.hands.asked_for() >= WAITING_MOST {
+            return self.refuse(id, Refusal::InProgress);
+        }
+        self.hands.push(GuestOp::Replication(op), Some(id));
+    }
+
+    /// What an operator wanted of the guest's side ended. Nothing else hangs on it.
+    pub(crate) fn operated(&mut self, id: CommandId, done: GuestDone) {
+        match done {
+            GuestDone::Failed { op, why } => {
+                self.event(Event::GuestFailed { op, why });
+                self.refuse(id, Refusal::GuestFailed);
+            }
+            _ => self.answer(id, Answer::Done),
+        }
+    }
+
+    /// `stop`, answered when the guest is; `cont`, answered at once.
+    pub(crate) fn stop_or_continue(&mut self, id: CommandId, stop: bool) {
+        self.stopped = stop;
+        if stop {
+            self.wait(id, Until::Stopped);
+            self.answer_stopped();
+        } else {
+            self.answer_waiting(Until::Stopped, Answer::Refused(Refusal::Countermanded));
+            self.set_broken(false);
+            self.answer(id, Answer::Done);
+        }
+    }
+
+    /// Answers `stop`, if the guest is stopped.
+    pub(crate) fn answer_stopped(&mut self) {
+        if self.hands.idle_and_stopped() {
+            self.answer_waiting(Until::Stopped, Answer::Done);
+        }
+    }
+
+    /// The guest could not be resumed, or may be able to after all. It is not tried again by itself:
+    /// that would not end.
+    pub(crate) fn set_broken(&mut self, broken: bool) {
+        if core::mem::replace(&mut self.broken, broken) != broken {
+            self.report_health();
+        }
+    }
+
+    /// Whether this host could run the VM.
+    pub(crate) fn is_fit(&self) -> bool {
+        !self.broken && self.health != Health::Fatal
+    }
+
+    fn report_health(&mut self) {
+        let health = if self.broken {
+            Health::Fatal
+        } else {
+            self.health
+        };
+        self.local(Local::Health(health));
     }
 
     /// Remembers a command; refuses it if too many are being carried out.
@@ -169,8 +238,31 @@ impl Base {
 
     /// Answers every command that waited for this.
     pub(crate) fn answer_waiting(&mut self, until: Until, answer: Answer) {
+        self.answer_all(|waits| waits == until, answer);
+    }
+
+    /// Answers every command that waits for a checkpoint up to this.
+    pub(crate) fn answer_checkpoint(&mut self, epoch: Epoch, answer: Answer) {
+        self.answer_all(
+            |waits| matches!(waits, Until::Checkpoint(least) if least <= epoch),
+            answer,
+        );
+    }
+
+    /// Whether a command waits for a checkpoint after this.
+    pub(crate) fn awaits_checkpoint_after(&self, epoch: Epoch) -> bool {
+        self.waiting
+            .iter()
+            .any(|w| matches!(w.until, Until::Checkpoint(least) if least > epoch))
+    }
+
+    pub(crate) fn waits(&self, until: Until) -> bool {
+        self.waiting.iter().any(|w| w.until == until)
+    }
+
+    fn answer_all(&mut self, is: impl Fn(Until) -> bool, answer: Answer) {
         for waiting in core::mem::take(&mut self.waiting) {
-            if waiting.until == until {
+            if is(waiting.until) {
                 self.answer(waiting.id, answer);
             } else {
                 self.waiting.push(waiting);
@@ -346,7 +438,8 @@ impl Base {
                 Ok(None)
             }
             Input::Health(health) => {
-                self.local(Local::Health(health));
+                self.health = health;
+                self.report_health();
                 Ok(None)
             }
             Input::Progress(n) => {
@@ -356,11 +449,11 @@ impl Base {
             Input::Sent(channel, n) => {
                 self.link.sent(channel, n)?;
                 self.end_farewell();
-                self.progress = self.now;
                 if channel == Channel::Net {
                     let waits = !self.link.is_flushed(channel);
                     self.frames = waits.then_some(self.now);
                 }
+                self.moved(channel);
                 Ok(None)
             }
             Input::Bytes(channel, _) | Input::Placed(channel, _) | Input::Frame(channel, _)
@@ -386,8 +479,21 @@ impl Base {
             MemberOutput::Persist { id, record } => self.push(Output::Persist(id, record)),
             MemberOutput::Announce => self.push(Output::Announce),
             MemberOutput::Event(event) => {
-                if let MemberEvent::Refused { command, state } = event {
-                    self.member_refused(command, state);
+                match event {
+                    MemberEvent::Refused { command, state } => {
+                        self.member_refused(command, state);
+                    }
+                    // The owner was first, and the pair goes on.
+                    MemberEvent::State {
+                        from: MemberState::SecondaryArbitrating,
+                        to: MemberState::Secondary,
+                        ..
+                    } => {
+                        self.failover.withdraw();
+                        let kept = Answer::Refused(Refusal::NotOwner);
+                        self.answer_waiting(Until::Alone, kept);
+                    }
+                    _ => {}
                 }
                 self.event(Event::Member(event));
             }
@@ -439,7 +545,7 @@ impl Base {
             generation: self.member.generation(),
             member: self.member.state(),
             checkpoint_delay: self.config.longest,
-            stopped: self.stopped,
+            stopped: self.stopped || self.broken,
             replica_valid: false,
         }
     }
@@ -468,6 +574,13 @@ impl Base {
             .chain([member, farewell, frames])
             .flatten()
             .min_by_key(|d| d.at)
+    }
+
+    /// Something moved. Frames of clients do not count: no phase waits for them.
+    pub(crate) fn moved(&mut self, channel: Channel) {
+        if channel != Channel::Net {
+            self.progress = self.now;
+        }
     }
 
     /// The deadline of a phase that must move.
@@ -509,6 +622,6 @@ impl Base {
     }
 
     pub(crate) fn op(&mut self, op: GuestOp) {
-        self.hands.push(op);
+        self.hands.push(op, None);
     }
 }

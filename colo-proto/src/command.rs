@@ -21,10 +21,10 @@ pub enum Command {
     LostHeartbeat,
     /// Planned switch: the primary hands the VM to its secondary.
     FailOver,
-    /// End protection; the primary goes on alone and takes no new secondary until
-    /// [`Attach`](Self::Attach).
+    /// End protection; the primary goes on alone and takes no new secondary, or the secondary seeks
+    /// no primary, until [`Attach`](Self::Attach).
     Detach,
-    /// Take a secondary again after [`Detach`](Self::Detach).
+    /// Take a secondary, or seek a primary, again after [`Detach`](Self::Detach).
     Attach,
     /// `migrate-set-parameters x-checkpoint-delay`: the longest interval between checkpoints.
     /// Unlike QEMU's it does not force a checkpoint (spec qemu-notes D9).
@@ -32,6 +32,7 @@ pub enum Command {
     /// Switch between lockstep and standby; takes effect at the next checkpoint.
     SetMode(Mode),
     /// `stop`: pause the guest until [`Continue`](Self::Continue); checkpoints do not undo it.
+    /// Answered when it is paused.
     Stop,
     /// `cont`.
     Continue,
@@ -98,7 +99,10 @@ pub enum Refusal {
     /// QEMU: "Parameter 'failover' is only for stopping replication".
     #[error("parameter 'failover' is only for stopping replication")]
     FailoverOnlyForStop,
-    /// Replication failed; the guest side has said why.
-    #[error("block replication failed")]
-    ReplicationFailed,
+    /// The guest side could not do it, and has said why.
+    #[error("the guest side failed; the event before this says why")]
+    GuestFailed,
+    /// A later command wants the opposite.
+    #[error("a later command wants the opposite")]
+    Countermanded,
 }

@@ -9,18 +9,30 @@
 use alloc::collections::VecDeque;
 
 use crate::{
+    command::CommandId,
     error::Misuse,
+    id::Epoch,
     machine::{GuestDone, GuestOp, GuestOpKind},
 };
 
 /// Operations for the guest, in order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Hands {
-    queue: VecDeque<GuestOp>,
-    busy: Option<GuestOpKind>,
-    /// A capture in progress resumes by itself.
-    resumes: bool,
+    queue: VecDeque<(GuestOp, Option<CommandId>)>,
+    busy: Option<Busy>,
     running: bool,
+}
+
+/// What is in progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Busy {
+    kind: GuestOpKind,
+    /// The epoch of a capture.
+    captures: Option<Epoch>,
+    /// A capture that resumes by itself.
+    resumes: bool,
+    /// Who asked for it, if it was an operator.
+    by: Option<CommandId>,
 }
 
 impl Hands {
@@ -28,14 +40,13 @@ impl Hands {
         Self {
             queue: VecDeque::new(),
             busy: None,
-            resumes: false,
             running,
         }
     }
 
-    /// Queues an operation.
-    pub(crate) fn push(&mut self, op: GuestOp) {
-        self.queue.push_back(op);
+    /// Queues an operation, which an operator may have asked for.
+    pub(crate) fn push(&mut self, op: GuestOp, by: Option<CommandId>) {
+        self.queue.push_back((op, by));
     }
 
     /// Drops operations that have not been handed out and have no point without the peer. Hooks
@@ -43,7 +54,7 @@ impl Hands {
     /// waits for the answer.
     pub(crate) fn forget_queued(&mut self) {
         self.queue
-            .retain(|op| matches!(op, GuestOp::Replication(_)));
+            .retain(|(op, _)| matches!(op, GuestOp::Replication(_)));
     }
 
     /// Whether the guest's vCPUs are stopped and nothing is in progress or queued.
@@ -56,8 +67,19 @@ impl Hands {
         self.busy.is_none() && self.queue.is_empty()
     }
 
-    pub(crate) const fn busy(&self) -> Option<GuestOpKind> {
-        self.busy
+    pub(crate) fn busy(&self) -> Option<GuestOpKind> {
+        self.busy.map(|busy| busy.kind)
+    }
+
+    /// The epoch of the capture in progress, which the guest may already have run after.
+    pub(crate) fn captures(&self) -> Option<Epoch> {
+        self.busy?.captures
+    }
+
+    /// Operations that operators wait for.
+    pub(crate) fn asked_for(&self) -> usize {
+        let queued = self.queue.iter().filter(|(_, by)| by.is_some()).count();
+        queued + usize::from(self.busy.is_some_and(|busy| busy.by.is_some()))
     }
 
     /// The next operation, if none is in progress: a queued one, or else whatever brings the guest
@@ -66,24 +88,33 @@ impl Hands {
         if self.busy.is_some() {
             return None;
         }
-        let op = match self.queue.pop_front() {
-            Some(op) => op,
+        let (op, by) = match self.queue.pop_front() {
+            Some(queued) => queued,
             None if should_run != self.running => {
                 if should_run {
-                    GuestOp::Resume
+                    (GuestOp::Resume, None)
                 } else {
-                    GuestOp::Pause
+                    (GuestOp::Pause, None)
                 }
             }
             None => return None,
         };
-        self.resumes = matches!(op, GuestOp::Capture { resume: true, .. });
-        self.busy = Some(op.kind());
+        let captures = match op {
+            GuestOp::Capture { epoch, .. } => Some(epoch),
+            _ => None,
+        };
+        self.busy = Some(Busy {
+            kind: op.kind(),
+            captures,
+            resumes: matches!(op, GuestOp::Capture { resume: true, .. }),
+            by,
+        });
         Some(op)
     }
 
-    /// Checks that `done` ends the operation in progress, and ends it.
-    pub(crate) fn done(&mut self, done: &GuestDone) -> Result<(), Misuse> {
+    /// Checks that `done` ends the operation in progress, and ends it. Gives back the command that
+    /// asked for it.
+    pub(crate) fn done(&mut self, done: &GuestDone) -> Result<Option<CommandId>, Misuse> {
         let kind = match done {
             GuestDone::Paused => GuestOpKind::Pause,
             GuestDone::Resumed => GuestOpKind::Resume,
@@ -95,26 +126,25 @@ impl Hands {
             GuestDone::StateLoaded(_) => GuestOpKind::LoadState,
             GuestDone::Failed { op, .. } => *op,
         };
-        if self.busy != Some(kind) {
+        let Some(busy) = self.busy.take_if(|busy| busy.kind == kind) else {
             return Err(Misuse::UnexpectedDone {
                 got: kind.name(),
-                expected: self.busy.map_or("nothing", GuestOpKind::name),
+                expected: self.busy().map_or("nothing", GuestOpKind::name),
             });
-        }
-        self.busy = None;
+        };
         match done {
             GuestDone::Paused => self.running = false,
             GuestDone::Resumed => self.running = true,
-            GuestDone::Captured(_) => self.running = self.resumes,
+            GuestDone::Captured(_) => self.running = busy.resumes,
             // A capture that failed leaves the guest as it was, or running again if it had been
             // told to resume; either way the wanted state is restored by the next poll.
             GuestDone::Failed {
                 op: GuestOpKind::Capture,
                 ..
-            } => self.running = self.resumes,
+            } => self.running = busy.resumes,
             _ => {}
         }
-        Ok(())
+        Ok(busy.by)
     }
 }
 
@@ -138,12 +168,12 @@ impl GuestOpKind {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{id::Epoch, machine::ReplicationOp};
+    use crate::machine::ReplicationOp;
 
     #[test]
     fn a_guest_is_brought_to_the_wanted_state_after_whatever_was_queued() {
         let mut hands = Hands::new(true);
-        hands.push(GuestOp::Harvest);
+        hands.push(GuestOp::Harvest, None);
         assert_eq!(hands.poll(false), Some(GuestOp::Harvest));
         assert_eq!(hands.poll(false), None, "one at a time");
         hands.done(&GuestDone::Harvested).unwrap();
@@ -157,10 +187,10 @@ mod tests {
     fn a_takeover_is_told_to_disks_even_if_the_next_peer_is_lost_meanwhile() {
         let stop = GuestOp::Replication(ReplicationOp::Stop { failover: true });
         let mut hands = Hands::new(false);
-        hands.push(GuestOp::CheckState(Epoch(3)));
+        hands.push(GuestOp::CheckState(Epoch(3)), None);
         assert!(hands.poll(true).is_some());
-        hands.push(stop.clone());
-        hands.push(GuestOp::Harvest);
+        hands.push(stop.clone(), None);
+        hands.push(GuestOp::Harvest, None);
         hands.forget_queued();
         hands.done(&GuestDone::StateChecked(Epoch(3))).unwrap();
         assert_eq!(hands.poll(true), Some(stop));

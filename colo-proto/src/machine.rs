@@ -103,7 +103,8 @@ pub enum Input<'a> {
     Datagram(PathId, &'a [u8]),
     /// The local guest emitted a frame. `epoch` is the number of the last capture it ran after,
     /// stamped by the device while it took the frame from its ring, so that a frame from before a
-    /// stop can never be taken for one from after it, however late it is reported.
+    /// stop can never be taken for one from after it, however late it is reported. What a guest said
+    /// that a [`GuestOp::LoadState`] has replaced is not reported any more.
     FromGuest {
         /// [`Captured`](GuestDone::Captured) epoch the frame follows.
         epoch: Epoch,

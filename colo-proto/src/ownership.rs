@@ -61,7 +61,8 @@ impl Told {
             // From the request on the secondary may become whole, and nobody here may ever know.
             (PrimarySolo, Local::CheckpointRunning(true)) => PrimaryDual,
             (Syncing, Local::Synced { .. }) => Secondary,
-            (Secondary, Local::ReplicaLost) => Syncing,
+            // A takeover waits for the checkpoint in hand, and that may fail.
+            (Secondary | TakeoverWait, Local::ReplicaLost) => Syncing,
             (PrimaryDual, Local::Operator(Command::FailOver | Command::Detach)) => {
                 self.outputs.push_back(MemberOutput::DropReplication);
                 PrimarySolo

@@ -20,7 +20,7 @@ use crate::{
         Body, Captured, Deadline, Demand, GuestDone, GuestOp, GuestOpKind, Input, Machine, Notify,
         Output, ReplicationOp, TimerKind, Transmit,
     },
-    member::{BootId, Command as MemberCommand, Health, Local, MemberOutput},
+    member::{BootId, Command as MemberCommand, Local, MemberOutput},
     mutation::bug,
     net::{Comparator, Held, InputLog, Logged, passes},
     ram::{CacheMode, PageSet},
@@ -83,6 +83,8 @@ pub struct Primary {
     asked_for_unanswered: bool,
     /// The VM was taken away; the driver's [`Node`](crate::node::Node) makes this a secondary.
     pub(crate) demoted: bool,
+    /// The epoch that this host took over from.
+    born: Epoch,
 }
 
 impl Primary {
@@ -107,6 +109,7 @@ impl Primary {
             said_not_converging: false,
             asked_for_unanswered: false,
             demoted: false,
+            born: base.epoch,
             base,
         }
     }
@@ -126,6 +129,8 @@ impl Primary {
     pub(crate) fn into_secondary(self: Box<Self>) -> Box<Secondary> {
         let mut base = self.base;
         base.fenced = false;
+        // Another guest comes in its place.
+        base.set_broken(false);
         Box::new(Secondary::new(base))
     }
 
@@ -174,8 +179,11 @@ impl Primary {
                 }
             }
             Input::Guest(done) => {
-                self.base.hands.done(&done)?;
-                self.guest_done(done);
+                match self.base.hands.done(&done)? {
+                    Some(id) => self.base.operated(id, done),
+                    None => self.guest_done(done),
+                }
+                self.base.answer_stopped();
             }
             Input::Command(id, command) => self.command(id, command),
             _ => {}
@@ -259,7 +267,7 @@ impl Primary {
     }
 
     fn item(&mut self, channel: Channel, item: Item) {
-        self.base.progress = self.base.now;
+        self.base.moved(channel);
         let result = match item {
             Item::Message(head, body) => match head.kind {
                 Kind::Hello => self.hello(&body),
@@ -296,10 +304,7 @@ impl Primary {
                 }
             }),
             // Nothing is ever placed on a primary.
-            Item::Contents(head) | Item::Placed(head) => {
-                let _ = channel;
-                Err(self.out_of_phase(head.kind))
-            }
+            Item::Contents(head) | Item::Placed(head) => Err(self.out_of_phase(head.kind)),
         };
         if let Err(fault) = result {
             self.fault(fault);
@@ -589,6 +594,10 @@ impl Primary {
             }
         }
         self.pace.captured();
+        if self.base.awaits_checkpoint_after(tx.epoch) {
+            // Asked while this one was being captured, perhaps after the guest had stopped for it.
+            self.pace.want(Cause::Asked);
+        }
         self.asked_for_unanswered = false;
         let body = VmstateSend {
             inputs: tx.inputs,
@@ -668,8 +677,10 @@ impl Primary {
         });
         if self.base.wanted_mode == tx.mode {
             self.base.wanted_mode = self.pace.ended(tx.mode, tx.cause);
+        } else {
+            self.pace.want(Cause::Asked);
         }
-        self.base.answer_waiting(Until::Checkpoint, Answer::Done);
+        self.base.answer_checkpoint(tx.epoch, Answer::Done);
         if tx.first
             && let Some(boot) = self.base.peer
         {
@@ -782,15 +793,17 @@ impl Primary {
     // ---- output and input -------------------------------------------------------------------------
 
     fn guest_said(&mut self, since: Epoch, frame: Bytes) -> Result<(), Misuse> {
-        let newest = self.source.transaction().map_or(self.base.epoch, |tx| {
-            if matches!(self.source, Source::Requesting(_)) {
-                self.base.epoch
-            } else {
-                tx.epoch
-            }
-        });
-        if since > newest.max(self.base.epoch) {
+        // A guest that a capture resumes may be heard before the capture is reported, given up or not.
+        let newest = self
+            .base
+            .epoch
+            .max(self.base.hands.captures().unwrap_or_default());
+        if since > newest {
             return Err(Misuse::WrongEpoch { got: since, newest });
+        }
+        // Said by a guest that was replaced before this host became the primary: it never happened.
+        if since < self.born {
+            return Ok(());
         }
         if self.hold_from.is_none_or(|from| since < from) || passes(self.base.config.pass, &frame) {
             self.base.release(frame);
@@ -919,9 +932,7 @@ impl Primary {
         match done {
             GuestDone::Harvested => self.harvested(),
             GuestDone::Captured(captured) => self.captured(captured),
-            GuestDone::Replication(_) => {
-                self.base.answer_waiting(Until::Replication, Answer::Done);
-            }
+            GuestDone::Resumed => self.base.set_broken(false),
             GuestDone::Failed { op, why } => self.guest_failed(op, why),
             _ => {}
         }
@@ -929,22 +940,21 @@ impl Primary {
 
     fn guest_failed(&mut self, op: GuestOpKind, why: String) {
         self.base.event(Event::GuestFailed { op, why });
-        if op == GuestOpKind::Replication {
-            let answer = Answer::Refused(Refusal::ReplicationFailed);
-            self.base.answer_waiting(Until::Replication, answer);
+        if op == GuestOpKind::Pause {
+            self.base
+                .answer_waiting(Until::Stopped, Answer::Refused(Refusal::GuestFailed));
         }
         if op == GuestOpKind::Resume {
-            // The guest cannot run here. Trying again by itself would not end: that takes an
-            // operator's `cont`. A secondary that could run it is kept, and offered the VM.
-            self.base.stopped = true;
-            return self.base.local(Local::Health(Health::Fatal));
+            // The guest cannot run here, until an operator says `cont`. A secondary that could run
+            // it is kept, and offered the VM.
+            return self.base.set_broken(true);
         }
         self.lose_peer(PeerLost::Local(op), Some("the primary's guest side failed"));
     }
 
     /// Whether the guest should run now, apart from QEMU's order of a checkpoint.
     const fn may_run(&self) -> bool {
-        !self.base.stopped && !self.base.fenced && !self.demoted
+        !self.base.stopped && !self.base.broken && !self.base.fenced && !self.demoted
     }
 
     fn should_run(&self) -> bool {
@@ -961,7 +971,12 @@ impl Primary {
             Command::CheckpointNow if !armed => self.base.refuse(id, Refusal::NotProtected),
             Command::CheckpointNow => {
                 self.pace.want(Cause::Asked);
-                self.base.wait(id, Until::Checkpoint);
+                let least = match self.source.transaction() {
+                    Some(tx) if matches!(self.source, Source::Requesting(_)) => tx.epoch,
+                    Some(tx) => tx.epoch.next(),
+                    None => self.base.epoch.next(),
+                };
+                self.base.wait(id, Until::Checkpoint(least));
             }
             Command::LostHeartbeat if self.base.failover.mode == ColoMode::None => {
                 if self.protection != Protection::Severed {
@@ -980,6 +995,14 @@ impl Primary {
                 self.base.local(Local::Operator(MemberCommand::FailOver));
             }
             Command::FailOver if !armed => self.base.refuse(id, Refusal::NotProtected),
+            Command::FailOver if self.base.waits(Until::HandedOver) => {
+                self.base.refuse(id, Refusal::InProgress);
+            }
+            // QEMU's dialect has no word for it.
+            Command::FailOver if self.base.member.is_told() => {
+                let state = self.base.member.state();
+                self.base.refuse(id, Refusal::Ownership(state));
+            }
             Command::FailOver => {
                 self.base.wait(id, Until::HandedOver);
                 self.base.local(Local::Operator(MemberCommand::Yield));
@@ -1027,8 +1050,7 @@ impl Primary {
                 self.base.answer(id, Answer::Done);
             }
             Command::Stop | Command::Continue => {
-                self.base.stopped = command == Command::Stop;
-                self.base.answer(id, Answer::Done);
+                self.base.stop_or_continue(id, command == Command::Stop);
             }
             Command::XenSetReplication {
                 enable,
@@ -1036,9 +1058,7 @@ impl Primary {
                 failover,
             } => self.base.xen_set_replication(id, enable, role, failover),
             Command::XenDoCheckpoint => {
-                self.base
-                    .op(GuestOp::Replication(ReplicationOp::Checkpoint));
-                self.base.wait(id, Until::Replication);
+                self.base.replicate(id, ReplicationOp::Checkpoint);
                 self.base.notify(Notify::FilterCheckpoint(self.base.epoch));
             }
             Command::Shutdown => {
@@ -1081,7 +1101,7 @@ impl Primary {
             self.base.event(Event::PeerLeft(why));
         }
         let gone = Answer::Refused(Refusal::PeerLost);
-        self.base.answer_waiting(Until::Checkpoint, gone);
+        self.base.answer_checkpoint(Epoch(u64::MAX), gone);
         if aborted {
             self.base.local(Local::CheckpointRunning(false));
         }
@@ -1170,8 +1190,6 @@ impl Primary {
         self.base.answer_waiting(Until::HandedOver, Answer::Done);
         self.base
             .answer_waiting(Until::Alone, Answer::Refused(Refusal::NotOwner));
-        self.base
-            .answer_waiting(Until::Replication, Answer::Refused(Refusal::NotOwner));
         self.demoted = true;
     }
 

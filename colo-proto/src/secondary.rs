@@ -54,6 +54,8 @@ pub struct Secondary {
     peer_lanes: u8,
     /// The member waits for the checkpoint in hand to be finished or dropped.
     settling: bool,
+    /// An operator wants no owner sought.
+    detached: bool,
     /// The guest ran since the last commit, so that it may have written memory.
     ran: bool,
     /// The generation granted to this host; the driver's [`Node`](crate::node::Node) makes this a
@@ -95,6 +97,7 @@ impl Secondary {
             shadow: Shadow::new(config.hold_bytes),
             peer_lanes: config.lanes,
             settling: false,
+            detached: false,
             ran: false,
             promoted: None,
             base,
@@ -162,8 +165,11 @@ impl Secondary {
                 }
             }
             Input::Guest(done) => {
-                self.base.hands.done(&done)?;
-                self.guest_done(done);
+                match self.base.hands.done(&done)? {
+                    Some(id) => self.base.operated(id, done),
+                    None => self.guest_done(done),
+                }
+                self.base.answer_stopped();
             }
             Input::Command(id, command) => self.command(id, command),
             _ => {}
@@ -256,7 +262,7 @@ impl Secondary {
     }
 
     fn item(&mut self, channel: Channel, item: Item) {
-        self.base.progress = self.base.now;
+        self.base.moved(channel);
         let result = match item {
             Item::Message(head, body) => match head.kind {
                 Kind::Welcome => self.welcome(&head, &body),
@@ -500,6 +506,7 @@ impl Secondary {
         if matches!(self.target, Target::Empty) && number == 0 {
             // All memory is replaced: what the guest of an earlier pairing wrote is of no account.
             self.cache.begin_anew();
+            self.inputs.clear();
             self.ran = false;
             self.target = Target::Synchronising {
                 round: 0,
@@ -641,6 +648,7 @@ impl Secondary {
                 });
             }
         };
+        within_reach(Kind::VmstateSend.name(), "inputs", send.inputs)?;
         let fault = self.out_of_phase(Kind::VmstateSend);
         let coming = self.receiving(head.number, Kind::VmstateSend)?;
         if coming.announced.is_some() {
@@ -800,15 +808,19 @@ impl Secondary {
     // ---- output and input -------------------------------------------------------------------------
 
     fn guest_said(&mut self, since: Epoch, frame: Bytes) -> Result<(), Misuse> {
+        // Said before the last commit, or by the primary's guest that was here until now: it never
+        // happened.
+        let void = since < self.base.epoch || matches!(self.target, Target::Empty);
+        if void {
+            return Ok(());
+        }
         if since > self.base.epoch {
             return Err(Misuse::WrongEpoch {
                 got: since,
                 newest: self.base.epoch,
             });
         }
-        // Said before the last commit: it never happened.
-        let void = since < self.base.epoch || matches!(self.target, Target::Empty);
-        if void || self.base.mode == Mode::Standby || passes(self.base.config.pass, &frame) {
+        if self.base.mode == Mode::Standby || passes(self.base.config.pass, &frame) {
             return Ok(());
         }
         if !self.base.net_is_full(HEAD_LEN + frame.len()) {
@@ -823,9 +835,10 @@ impl Secondary {
 
     fn input(&mut self, head: Head, frame: Bytes) -> Result<(), PeerFault> {
         if head.flags & FLAG_FIRST != 0 {
-            self.inputs.clear();
+            self.inputs.begin_anew();
         }
         let (message, field, got) = (Kind::Input.name(), "index", head.number);
+        within_reach(message, field, got)?;
         match self.inputs.push(head.number, frame) {
             Ok(()) => {
                 self.ack_due = Some(head.number);
@@ -874,16 +887,14 @@ impl Secondary {
     fn guest_done(&mut self, done: GuestDone) {
         self.base.progress = self.base.now;
         match done {
-            GuestDone::Resumed => self.ran = true,
+            GuestDone::Resumed => {
+                self.ran = true;
+                self.base.set_broken(false);
+            }
             GuestDone::Harvested => self.harvested(),
             GuestDone::StateChecked(_) => self.checked(),
             GuestDone::RamCommitted(epoch) => self.ram_committed(epoch),
-            GuestDone::Replication(op) => {
-                if op == ReplicationOp::Checkpoint {
-                    self.replicated();
-                }
-                self.base.answer_waiting(Until::Replication, Answer::Done);
-            }
+            GuestDone::Replication(ReplicationOp::Checkpoint) => self.replicated(),
             GuestDone::StateLoaded(epoch) => self.loaded(epoch),
             GuestDone::Failed { op, why } => self.guest_failed(op, why),
             _ => {}
@@ -901,9 +912,13 @@ impl Secondary {
             });
         }
         self.base.event(Event::GuestFailed { op, why });
-        if op == GuestOpKind::Replication {
-            let refused = Answer::Refused(Refusal::ReplicationFailed);
-            self.base.answer_waiting(Until::Replication, refused);
+        if op == GuestOpKind::CheckState {
+            // Of a checkpoint that was given up meanwhile; nothing was touched.
+            return;
+        }
+        if op == GuestOpKind::Pause {
+            self.base
+                .answer_waiting(Until::Stopped, Answer::Refused(Refusal::GuestFailed));
         }
         // Half loaded, or a guest that cannot be stopped or asked: no replica any more. It is
         // never offered for a takeover (spec checkpoint 10.4), and the member abstains.
@@ -945,8 +960,7 @@ impl Secondary {
                 self.base.local(Local::Operator(MemberCommand::FailOver));
             }
             Command::Stop | Command::Continue => {
-                self.base.stopped = command == Command::Stop;
-                self.base.answer(id, Answer::Done);
+                self.base.stop_or_continue(id, command == Command::Stop);
             }
             Command::XenSetReplication {
                 enable,
@@ -954,18 +968,23 @@ impl Secondary {
                 failover,
             } => self.base.xen_set_replication(id, enable, role, failover),
             Command::Detach => {
+                self.detached = true;
                 self.lose_peer(PeerLost::Asked, Some("detached by an operator"));
                 self.base.local(Local::ReplicaLost);
                 self.base.answer(id, Answer::Done);
             }
+            Command::Attach => {
+                self.detached = false;
+                self.base.answer(id, Answer::Done);
+            }
             Command::Shutdown => {
+                self.detached = true;
                 self.lose_peer(PeerLost::Asked, Some("the secondary ends"));
                 self.base.local(Local::ReplicaLost);
                 self.base.answer(id, Answer::Done);
             }
             Command::CheckpointNow
             | Command::FailOver
-            | Command::Attach
             | Command::CheckpointDelay(_)
             | Command::SetMode(_)
             | Command::XenDoCheckpoint => self.base.refuse(id, Refusal::WrongRole("primary")),
@@ -1054,7 +1073,10 @@ impl Secondary {
 
     /// Whether the owner is dialled as soon as the pause after the last attempt is over.
     fn may_dial(&self) -> bool {
-        self.is_alone() && self.base.hands.idle_and_stopped()
+        self.is_alone()
+            && self.base.hands.idle_and_stopped()
+            && !self.detached
+            && self.base.is_fit()
     }
 
     fn leave_colo(&mut self) {
@@ -1130,6 +1152,24 @@ impl Secondary {
     fn awaits_peer(&self) -> bool {
         !matches!(self.target, Target::Empty | Target::Shadowing)
     }
+}
+
+/// Frames are counted on from what a peer says: it may not bring the count near its end.
+const fn within_reach(
+    message: &'static str,
+    field: &'static str,
+    got: u64,
+) -> Result<(), PeerFault> {
+    let limit = u64::MAX / 2;
+    if got <= limit {
+        return Ok(());
+    }
+    Err(PeerFault::OverLimit {
+        message,
+        field,
+        got,
+        limit,
+    })
 }
 
 impl Machine for Secondary {

@@ -553,7 +553,7 @@ fn explore(system: Epochs, sometimes: &[&'static str]) -> usize {
 fn a_standby_takes_epochs_whole_or_not_at_all() {
     assert_eq!(
         explore(STANDBY, &[USUAL.as_slice(), &[COVERED]].concat()),
-        63_490
+        58_492
     );
 }
 
@@ -572,14 +572,14 @@ fn variants(system: Epochs) -> [Epochs; 3] {
 fn a_standby_in_the_order_of_qemu_and_with_a_full_cache() {
     let sometimes = [USUAL.as_slice(), &[COVERED]].concat();
     let states = variants(STANDBY).map(|system| explore(system, &sometimes));
-    assert_eq!(states, [63_490, 77_090, 77_090]);
+    assert_eq!(states, [58_492, 73_505, 73_505]);
 }
 
 #[test]
 fn guests_in_lockstep() {
     assert_eq!(
         explore(LOCKSTEP, &[USUAL.as_slice(), &[AGREED]].concat()),
-        29_856
+        28_443
     );
 }
 
@@ -587,7 +587,7 @@ fn guests_in_lockstep() {
 fn guests_in_lockstep_in_the_order_of_qemu_and_with_a_full_cache() {
     let sometimes = [USUAL.as_slice(), &[AGREED]].concat();
     let states = variants(LOCKSTEP).map(|system| explore(system, &sometimes));
-    assert_eq!(states, [26_184, 31_649, 28_304]);
+    assert_eq!(states, [24_771, 29_580, 26_235]);
 }
 
 /// Time passes, the operator stops and continues the guest and changes the mode.
@@ -607,18 +607,18 @@ fn what_an_operator_and_a_slow_link_may_do() {
         switches: 0,
         ..OPERATED
     };
-    assert_eq!(explore(Epochs { budget, ..STANDBY }, &USUAL), 27_525);
+    assert_eq!(explore(Epochs { budget, ..STANDBY }, &USUAL), 26_220);
 }
 
 /// `cargo test --release -p colo-tests --test model epoch -- --ignored`
 #[test]
 #[ignore = "a minute in a release build"]
-fn a_million_states_of_what_an_operator_and_a_slow_link_may_do() {
+fn nearly_a_million_states_of_what_an_operator_and_a_slow_link_may_do() {
     let system = Epochs {
         budget: OPERATED,
         ..STANDBY
     };
-    assert_eq!(explore(system, &USUAL), 1_294_000);
+    assert_eq!(explore(system, &USUAL), 972_982);
 }
 
 /// Every command at every step, to either host, and a crash besides. No failover: some of these
@@ -633,7 +633,7 @@ fn any_order_at_any_moment() {
         failovers: 0,
         ..BUDGET
     };
-    for (system, states) in [(STANDBY, 4_665), (LOCKSTEP, 55_955)] {
+    for (system, states) in [(STANDBY, 4_105), (LOCKSTEP, 46_915)] {
         let system = Epochs { budget, ..system };
         assert_eq!(explore(system, &[PROTECTED, ALONE]), states);
     }

@@ -26,7 +26,7 @@ fn each(play: impl Fn(&mut World)) {
         world.run(500);
         world.events.clear();
         play(&mut world);
-        world.answers(30_000);
+        world.recovers(30_000);
         assert_eq!(
             world.violation,
             None,
@@ -163,6 +163,7 @@ fn a_secondary_whose_farewell_goes_nowhere_rests_and_is_protected_again() {
         world.command(1, Command::Detach);
         world.run(2_000);
         world.heal();
+        world.command(1, Command::Attach);
         survives(world, 0);
         let protected = world.event(15_000, |i, e| {
             i == 0 && matches!(e, Event::Protected { .. })

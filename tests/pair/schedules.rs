@@ -27,7 +27,7 @@ pub(crate) fn play(seed: u64, bug: Option<Bug>, telling: bool) -> World {
         world.run(pause);
     }
     world.run(1_000);
-    world.answers(30_000);
+    world.recovers(30_000);
     world
 }
 

@@ -76,11 +76,17 @@ impl World {
         }
     }
 
-    /// Ends what goes wrong, and waits until every command has its answer.
-    pub fn answers(&mut self, millis: u64) {
+    /// Ends what goes wrong, and waits until every command has its answer and somebody serves.
+    pub fn recovers(&mut self, millis: u64) {
         self.heal();
         if !self.until(millis, |world| world.asked.is_empty()) {
             self.violate(format!("nobody answers {:?}", self.asked));
+        }
+        // A host that lost its memory while the other was of no use leaves nothing to go on with but
+        // the disks, and those boot by an operator's word only (spec heartbeat section 11).
+        let lost = self.counts.faults.contains_key("kill");
+        if !lost && !self.until(millis, |world| world.serves(0) || world.serves(1)) {
+            self.violate("nobody serves".to_owned());
         }
     }
 

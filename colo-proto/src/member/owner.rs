@@ -214,7 +214,9 @@ impl Member {
 
     /// 4: an instance of the peer is idle and can be synchronised.
     pub(super) fn peer_idle(&mut self, d: &Datagram) {
-        if d.state != MemberState::Syncing || !self.is_addressed(d) {
+        // Who could not take over is not synchronised: becoming a pair would only mute this host.
+        let fit = d.state == MemberState::Syncing && d.health != Health::Fatal;
+        if !fit || !self.is_addressed(d) {
             return;
         }
         if let Phase::Solo(solo) = &mut self.phase
@@ -376,16 +378,20 @@ impl Member {
         if nominate && let Phase::Dual(pair) = &mut self.phase {
             pair.dropping = true;
         }
-        let may_ask = !matches!(
+        if silent && self.may_ask() {
+            self.arbitrate(now);
+        }
+    }
+
+    /// Whether silence of the partner is a reason to ask for sole ownership.
+    const fn may_ask(&self) -> bool {
+        !matches!(
             self.config.arbitration,
             Arbitration::None {
                 primary_survives: false,
                 ..
             }
-        );
-        if silent && may_ask {
-            self.arbitrate(now);
-        }
+        )
     }
 
     pub(super) fn partner_can_take_over(&self, pair: &Pair) -> bool {
@@ -401,6 +407,7 @@ impl Member {
         let Phase::Dual(pair) = &self.phase else {
             return None;
         };
-        Some(pair.last_ack + self.config.primary_silence + self.penalty())
+        self.may_ask()
+            .then(|| pair.last_ack + self.config.primary_silence + self.penalty())
     }
 }

@@ -226,12 +226,8 @@ impl Member {
         if self.health == Health::Fatal {
             return;
         }
-        if let Arbitration::None {
-            unsafe_no_arbiter, ..
-        } = self.config.arbitration
-            && !waived
-        {
-            if !unsafe_no_arbiter && !vouched {
+        if matches!(self.config.arbitration, Arbitration::None { .. }) && !waived {
+            if !self.may_bid() && !vouched {
                 return;
             }
             self.event(MemberEvent::Critical(Critical::UnsafeTakeover));
@@ -248,6 +244,17 @@ impl Member {
                 delay: core::time::Duration::ZERO,
             });
         }
+    }
+
+    /// Whether silence of the owner is a reason to ask for the VM.
+    const fn may_bid(&self) -> bool {
+        !matches!(
+            self.config.arbitration,
+            Arbitration::None {
+                unsafe_no_arbiter: false,
+                ..
+            }
+        )
     }
 
     /// O6, broken: a ballot that was not answered did not happen.
@@ -413,9 +420,9 @@ impl Member {
 
     pub(super) fn partner_deadline(&self) -> Option<Instant> {
         match &self.phase {
-            Phase::Secondary(w) => {
-                Some(w.last_heartbeat + self.config.secondary_silence + self.penalty())
-            }
+            Phase::Secondary(w) => self
+                .may_bid()
+                .then(|| w.last_heartbeat + self.config.secondary_silence + self.penalty()),
             Phase::TakeoverWait(w) if w.settled => Some(w.ready_at),
             _ => None,
         }

@@ -204,7 +204,14 @@ impl StoredInputs {
         self.delivered = cut;
     }
 
-    /// Forgets everything: mirroring stopped.
+    /// Forgets the frames: mirroring begins anew, with the same guest.
+    pub fn begin_anew(&mut self) {
+        let delivered = self.delivered;
+        self.clear();
+        self.delivered = delivered;
+    }
+
+    /// Forgets everything: another guest comes.
     pub fn clear(&mut self) {
         *self = Self::new(self.most_bytes);
     }
