@@ -11,7 +11,8 @@ use colo_driver_kvm::state;
 use colo_driver_kvm::vm::{Vm, VmConfig};
 use colo_proto::id::{PageRun, PageRuns, Slot};
 use colo_proto::ram::PageSet;
-use common::{Walk, await_visits, contradictions, host, machine, visits};
+use common::{Walk, await_visits, boot, contradictions, host, machine, visits};
+use vm_memory::GuestMemoryBackend as _;
 
 fn ring(entries: u32) -> VmConfig {
     VmConfig {
@@ -145,5 +146,43 @@ fn a_copy_that_misses_a_page_is_found_by_the_guest() {
     copy.pause();
     let found = contradictions(&copy);
     assert_eq!(found.len(), 1);
-    assert_eq!(found[0].1, (1024 + 77) * 4096, "it names the page");
+    let page = (4 << 30) + (1024 + 77) * 4096;
+    assert_eq!(found[0].1, page, "it names the page");
+}
+
+#[test]
+fn memory_above_the_hole_and_at_the_very_end_is_carried_over() {
+    let Some(host) = host() else { return };
+    let huge = VmConfig {
+        memory: 64 << 30,
+        ..VmConfig::default()
+    };
+    let mut vm = Vm::new(&host, &huge).unwrap();
+    let walk = Walk {
+        // To the last byte of 64 GiB, of which some lie above the hole for devices.
+        base: vm.memory().ram().last_addr().0 + 1 - 512 * 4096,
+        ws: 512,
+        ..Walk::default()
+    };
+    assert!(walk.base > 64 << 30);
+    vm.start_tracking().unwrap();
+    let mut everything = PageSet::new(&vm.memory().shape());
+    vm.harvest(&mut everything).unwrap();
+    boot(&mut vm, walk);
+    vm.resume().unwrap();
+    await_visits(&vm, 0, 2 * walk.ws);
+    let mut checkpoint = vm.checkpoint(4_000).unwrap();
+    let none = PageRuns::new();
+    vm.capture(&mut checkpoint, &none, false, Passes::Two, &mut || {})
+        .unwrap();
+    let count = visits(&vm, 0);
+    drop(vm);
+
+    let mut copy = Vm::new(&host, &huge).unwrap();
+    restore(&mut copy, &checkpoint);
+    assert!(visits(&copy, 0) >= count);
+    copy.resume().unwrap();
+    await_visits(&copy, 0, count + 2 * walk.ws);
+    copy.pause();
+    assert_eq!(contradictions(&copy), []);
 }

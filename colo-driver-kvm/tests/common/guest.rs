@@ -3,7 +3,8 @@
 //! Each vCPU walks over a working set of its own. The `s`th visit of all writes `s` to both ends of
 //! page `s mod ws` and first checks that both hold `s - ws`, what the visit before last left there.
 //! `s` lives in a register. So a checkpoint that mixes memory and registers of two instants, or
-//! misses or tears a page, is found by the guest itself within one turn.
+//! misses or tears a page, is found by the guest itself within one turn. It names the page by its offset in the GiB
+//! that the working sets are in, plus 4 GiB: there they are mapped.
 //!
 //! Ring 0 sets up long mode and starts the other vCPUs; the walk runs in ring 3.
 
@@ -39,10 +40,22 @@ entry:
     movl $0x83007, 0x81008
     movl $0x84007, 0x81010
     movl $0x85007, 0x81018
+    movl $0x86007, 0x81020
     mov $0x82000, %edi
     mov $0x87, %eax
     mov $2048, %ecx
 1:  mov %eax, (%edi)
+    add $8, %edi
+    add $0x200000, %eax
+    loop 1b
+    # The gigabyte that the working sets are in, once more, behind the first four.
+    mov base - colo_test_guest + LOAD, %eax
+    and $0xC0000000, %eax
+    or $0x87, %eax
+    mov $512, %ecx
+1:  mov %eax, (%edi)
+    mov base + 4 - colo_test_guest + LOAD, %edx
+    mov %edx, 4(%edi)
     add $8, %edi
     add $0x200000, %eax
     loop 1b
@@ -102,8 +115,11 @@ user:
     mov %r15, %rax
     imul %r13, %rax
     shl $12, %rax
-    add base - colo_test_guest + LOAD, %rax
-    mov %rax, %rbx
+    mov base - colo_test_guest + LOAD, %rdx
+    and $0x3FFFFFFF, %rdx
+    add %rdx, %rax
+    mov $0x100000000, %rbx
+    add %rax, %rbx
     mov %r15, %r9
     shl $6, %r9
     add $0x1000, %r9
@@ -206,7 +222,7 @@ pub struct Walk {
     pub period: u64,
     /// vCPUs that walk.
     pub cpus: u64,
-    /// Guest-physical address of the first working set.
+    /// Guest-physical address of the first working set; none may cross a GiB.
     pub base: u64,
 }
 
