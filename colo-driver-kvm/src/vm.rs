@@ -149,6 +149,7 @@ pub struct Vm {
     layout: Layout,
     cpu: Cpu,
     windows: Vec<MmioWindow>,
+    /// The devices are quiesced.
     quiet: bool,
 }
 
@@ -267,7 +268,7 @@ impl Vm {
 
     // --- Before the first resume -----------------------------------------------------------------
 
-    /// Makes a device part of every checkpoint. Put it on a bus too.
+    /// Makes a device part of every checkpoint; it is quiesced until the first resume. Put it on a bus too.
     ///
     /// # Errors
     ///
