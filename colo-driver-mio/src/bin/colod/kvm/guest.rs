@@ -36,7 +36,8 @@ use crate::Failure;
 
 const CARD: usize = 0;
 const OUTSIDE: usize = 1;
-const VCPUS: usize = 2;
+/// What the worker looks at: vCPUs that have something to say, devices with requests left.
+const LOOK: usize = 2;
 /// Frames taken from either side before the loop gets on with other things.
 const TURN: usize = 128;
 /// Device state that is received without moving the buffer.
@@ -64,7 +65,7 @@ pub(crate) struct KvmGuest {
     buffer: Vec<u8>,
     iovecs: Vec<libc::iovec>,
     card_fd: Option<RawFd>,
-    vcpu_fd: RawFd,
+    look_fds: Vec<RawFd>,
     card_ready: bool,
     outside_ready: bool,
     /// Frames of the guest, oldest first.
@@ -105,7 +106,11 @@ impl KvmGuest {
             buffer: backend::buffer(),
             iovecs: Vec::new(),
             card_fd,
-            vcpu_fd: vm.event_fd().as_raw_fd(),
+            look_fds: built
+                .served
+                .fds()
+                .chain([vm.event_fd().as_raw_fd()])
+                .collect(),
             card_ready: true,
             outside_ready: true,
             out: VecDeque::new(),
@@ -224,15 +229,11 @@ impl KvmGuest {
 
 impl Guest for KvmGuest {
     fn attach(&mut self, registry: &Registry, tokens: Tokens, wake: Wake) -> io::Result<()> {
-        let fds = [
-            (CARD, self.card_fd),
-            (OUTSIDE, self.backend.fd()),
-            (VCPUS, Some(self.vcpu_fd)),
-        ];
-        for (index, fd) in fds {
-            if let Some(fd) = fd {
-                registry.register(&mut SourceFd(&fd), tokens.get(index), Interest::READABLE)?;
-            }
+        let card = self.card_fd.map(|fd| (CARD, fd));
+        let outside = self.backend.fd().map(|fd| (OUTSIDE, fd));
+        let look = self.look_fds.iter().map(|&fd| (LOOK, fd));
+        for (index, fd) in card.into_iter().chain(outside).chain(look) {
+            registry.register(&mut SourceFd(&fd), tokens.get(index), Interest::READABLE)?;
         }
         if let Some((built, inbox)) = self.built.take() {
             let (outgoing, incoming) = (Arc::clone(&self.outgoing), Arc::clone(&self.incoming));
@@ -247,7 +248,7 @@ impl Guest for KvmGuest {
         match index {
             CARD => self.card_ready = true,
             OUTSIDE => self.outside_ready = true,
-            VCPUS => {
+            LOOK => {
                 if let Some(worker) = &self.worker {
                     worker.order(Order::Look);
                 }

@@ -20,7 +20,7 @@ use colo_proto::{
     ram::PageSet,
 };
 
-use super::build::{Built, Card, Image};
+use super::build::{Built, Card, Image, Served};
 use crate::Failure;
 
 /// Buffers of one checkpoint, shared with the loop, which points the kernel at them.
@@ -30,7 +30,7 @@ pub(super) type Kept = Arc<Mutex<Checkpoint>>;
 #[derive(Debug)]
 pub(crate) enum Order {
     Do(GuestOp),
-    /// A vCPU has something to say.
+    /// A vCPU has something to say, or a device has left requests for later.
     Look,
     /// Write the machine's state to a file; the guest runs on.
     Save(std::path::PathBuf, Sender<Result<(), String>>),
@@ -69,6 +69,7 @@ impl Worker {
         let Built {
             vm,
             card,
+            served,
             reset,
             image,
             fresh,
@@ -78,6 +79,7 @@ impl Worker {
         let mut owner = Owner {
             vm,
             card,
+            served,
             reset,
             image,
             outgoing,
@@ -113,6 +115,7 @@ impl Worker {
 struct Owner {
     vm: Vm,
     card: Option<Card>,
+    served: Served,
     reset: ResetLine,
     image: Image,
     outgoing: Kept,
@@ -250,6 +253,8 @@ impl Owner {
         if self.reset.take() {
             let _gone = self.end.send(Ended::Shutdown);
         }
+        // Nothing while the machine is paused: its resume looks into every ring.
+        self.served.serve();
     }
 
     fn tell_dirty(&self, set: &PageSet) {
