@@ -199,7 +199,7 @@ fn card(vm: &mut Vm, config: &Config) -> Result<Card, Failure> {
 
 fn console(config: &Config) -> Result<Sink, Failure> {
     match (config.serial.console, &config.serial.path) {
-        (Console::Stdio, _) => Ok(Sink::stdout()),
+        (Console::Stdio, _) => Ok(Sink::stdout()?),
         (Console::File, Some(path)) => Sink::file(path)
             .map_err(|error| format!("serial.path {}: {error}", path.display()).into()),
         _ => Ok(Sink::null()),

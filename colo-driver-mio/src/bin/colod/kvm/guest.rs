@@ -9,6 +9,7 @@ use std::{
         mpsc::{Receiver, channel},
     },
     thread,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -42,6 +43,9 @@ const LOOK: usize = 2;
 const TURN: usize = 128;
 /// Device state that is received without moving the buffer.
 const STATE_MOST: usize = 64 << 20;
+
+/// How long the end waits for whoever reads the console.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Bytes of guest RAM made resident by one call.
 const POPULATED_AT_ONCE: usize = 4 << 20;
@@ -392,6 +396,14 @@ impl Guest for KvmGuest {
         found.map_err(|what| refused(what, "the machine has no such place"))?;
         self.vouch(into);
         Ok(())
+    }
+}
+
+impl Drop for KvmGuest {
+    fn drop(&mut self) {
+        if !self.console.drain(LAST_WORDS) {
+            tracing::warn!("nobody reads the console; its last output is lost");
+        }
     }
 }
 
