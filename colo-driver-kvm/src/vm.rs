@@ -428,7 +428,8 @@ impl Vm {
         }
     }
 
-    /// Becomes readable when a vCPU has something to say: see [`take_events`](Self::take_events).
+    /// Becomes readable when a vCPU has something to say: see [`take_events`](Self::take_events). Devices whose
+    /// owner is the VM's may write it too.
     #[must_use]
     pub fn event_fd(&self) -> &EventFd {
         self.vcpus.event_fd()

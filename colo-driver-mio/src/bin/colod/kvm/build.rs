@@ -136,7 +136,7 @@ pub(crate) fn build(config: &Config) -> Result<Built, Failure> {
     vm.attach(Arc::clone(&serial))?;
     vm.map_ports(COM1.0, Serial::LEN as u16, serial)?;
     vm.route_irq(&line, COM1.1)?;
-    let i8042 = I8042::new("i8042");
+    let i8042 = I8042::new("i8042", vm.event_fd().try_clone()?);
     let reset = i8042.reset_line().clone();
     let i8042 = Arc::new(Mutex::new(i8042));
     vm.attach(Arc::clone(&i8042))?;

@@ -1,6 +1,14 @@
 //! The machine on a loop of its own. Without `/dev/kvm` they print why they are skipped.
 
-use std::{fs, path::Path, sync::Mutex, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    sync::{
+        Mutex,
+        mpsc::{Receiver, channel},
+    },
+    time::Duration,
+};
 
 use colo_driver_kvm::device::{
     BusDevice as _,
@@ -14,7 +22,7 @@ use colo_driver_mio::{
 use colo_proto::machine::{GuestDone, GuestOp};
 use mio::{Events, Poll, Token};
 
-use super::{KvmGuest, build, build::Served, worker::lock};
+use super::{Ended, KvmGuest, build, build::Served, worker::lock};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const LOAD: u32 = 0x10_0000;
@@ -48,6 +56,7 @@ struct Alone {
     guest: KvmGuest,
     poll: Poll,
     served: Served,
+    ended: Receiver<Ended>,
 }
 
 impl Alone {
@@ -61,12 +70,14 @@ impl Alone {
         let config = Config::load(&dir.join("vm.toml"), Purpose::Run).unwrap();
         let built = build(&config).unwrap();
         let served = built.served.clone();
-        let guest = KvmGuest::new(&config, built, |_| {}).unwrap();
+        let (end, ended) = channel();
+        let guest = KvmGuest::new(&config, built, move |e| end.send(e).unwrap()).unwrap();
         let poll = Poll::new().unwrap();
         let mut alone = Self {
             guest,
             poll,
             served,
+            ended,
         };
         let wake = Wake::new(alone.poll.registry(), Token(0)).unwrap();
         let registry = alone.poll.registry();
@@ -81,11 +92,11 @@ impl Alone {
     }
 
     /// Turns the loop until `done`, asked after each turn with what happened in it.
-    fn turn_until(&mut self, mut done: impl FnMut(&[Happened], &Served) -> bool) {
+    fn turn_until(&mut self, mut done: impl FnMut(&[Happened], &Self) -> bool) {
         let mut events = Events::with_capacity(8);
         loop {
             let happened: Vec<_> = std::iter::from_fn(|| self.guest.poll()).collect();
-            if done(&happened, &self.served) {
+            if done(&happened, self) {
                 return;
             }
             self.poll.poll(&mut events, Some(PATIENCE)).unwrap();
@@ -154,7 +165,19 @@ fn a_request_that_came_too_late_for_its_notification_is_served_without_another()
     let disk = "[disk]\npath = \"disk.img\"\n";
     let mut alone = Alone::start(dir.path(), &kernel(&halt, &rings), disk);
     leave_a_request(&alone.served.entropy, LOAD + 0x1000);
-    alone.turn_until(|_, served| completed(&served.entropy));
+    alone.turn_until(|_, alone| completed(&alone.served.entropy));
     leave_a_request(alone.served.disk.as_ref().unwrap(), LOAD + 0x1800);
-    alone.turn_until(|_, served| completed(served.disk.as_ref().unwrap()));
+    alone.turn_until(|_, alone| completed(alone.served.disk.as_ref().unwrap()));
+}
+
+#[test]
+fn a_guest_that_asks_its_keyboard_controller_for_a_reset_has_ended() {
+    if !kvm() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    // mov al, 0xfe; out 0x64, al; 1: jmp 1b
+    let code = [0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe];
+    let mut alone = Alone::start(dir.path(), &kernel(&code, &[]), "");
+    alone.turn_until(|_, alone| alone.ended.try_recv() == Ok(Ended::Shutdown));
 }
