@@ -436,7 +436,7 @@ impl Vm {
     }
 
     /// What the vCPUs said: a shutdown, or why one cannot go on. A vCPU that ended stays where it
-    /// is until a state is loaded.
+    /// is until a state is loaded, which takes back what was said before.
     #[must_use]
     pub fn take_events(&self) -> Vec<VcpuEvent> {
         self.vcpus.take_events()
@@ -526,6 +526,8 @@ impl Vm {
         self.pause();
         let checked = self.registry.check(state)?;
         self.registry.apply(&self.vm, &self.vcpus, &checked)?;
+        // They were about the guest that was here before.
+        drop(self.vcpus.take_events());
         Ok(())
     }
 }

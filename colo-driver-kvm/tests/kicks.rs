@@ -6,6 +6,7 @@ mod common;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io::{self, Write};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, mpsc};
 
 use colo_driver_kvm::boot::Boot;
@@ -16,6 +17,8 @@ use colo_driver_kvm::vcpu::VcpuEvent;
 use colo_driver_kvm::vm::{Vm, VmConfig};
 use colo_proto::id::PageRuns;
 use colo_proto::ram::PageSet;
+use rustix::event::{PollFd, PollFlags, poll};
+
 use common::{Walk, await_visits, contradictions, host, machine, visits};
 
 /// Counts this thread's allocations.
@@ -289,4 +292,20 @@ fn a_guest_that_crashes_says_so_and_can_be_brought_back() {
     vm.load_state(&good).unwrap();
     vm.resume().unwrap();
     await_visits(&vm, 0, 1000);
+}
+
+#[test]
+fn a_load_takes_back_what_the_replaced_guest_said() {
+    let Some(host) = host() else { return };
+    let mut vm = machine(&host, &VmConfig::default(), Walk::default());
+    let mut good = Vec::new();
+    vm.save_state(&mut good).unwrap();
+    boot_code(&mut vm, &CRASH);
+    vm.resume().unwrap();
+    let fd = vm.event_fd().as_raw_fd();
+    // SAFETY: the descriptor is open for as long as the VM is.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], None).unwrap();
+    vm.load_state(&good).unwrap();
+    assert_eq!(vm.take_events(), []);
 }

@@ -76,15 +76,16 @@ pub(crate) struct KvmGuest {
     out: VecDeque<(Epoch, Bytes)>,
     /// Newest epoch that the machine has been told of: a frame after it comes later.
     told: Epoch,
-    on_end: Box<dyn FnMut(Ended) + Send>,
+    on_end: Box<dyn FnMut(Option<Ended>) + Send>,
 }
 
 impl KvmGuest {
-    /// Prepares a machine for the loop. `on_end` is told when the guest will not go on.
+    /// Prepares a machine for the loop. `on_end` is told when the guest will not go on, and `None` when another
+    /// state has been loaded in its place.
     pub(crate) fn new(
         config: &Config,
         built: Built,
-        on_end: impl FnMut(Ended) + Send + 'static,
+        on_end: impl FnMut(Option<Ended>) + Send + 'static,
     ) -> Result<Self, Failure> {
         let vm = &built.vm;
         let pages: u64 = vm.shape().slots.iter().map(|slot| slot.1).sum();

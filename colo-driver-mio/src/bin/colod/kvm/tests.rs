@@ -56,7 +56,7 @@ struct Alone {
     guest: KvmGuest,
     poll: Poll,
     served: Served,
-    ended: Receiver<Ended>,
+    ended: Receiver<Option<Ended>>,
 }
 
 impl Alone {
@@ -179,5 +179,5 @@ fn a_guest_that_asks_its_keyboard_controller_for_a_reset_has_ended() {
     // mov al, 0xfe; out 0x64, al; 1: jmp 1b
     let code = [0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe];
     let mut alone = Alone::start(dir.path(), &kernel(&code, &[]), "");
-    alone.turn_until(|_, alone| alone.ended.try_recv() == Ok(Ended::Shutdown));
+    alone.turn_until(|_, alone| alone.ended.try_recv() == Ok(Some(Ended::Shutdown)));
 }

@@ -53,7 +53,7 @@ pub(crate) enum Ended {
 pub(super) struct Worker {
     orders: Orders,
     pub(super) happened: Receiver<Happened>,
-    pub(super) ended: Receiver<Ended>,
+    pub(super) ended: Receiver<Option<Ended>>,
 }
 
 impl Worker {
@@ -125,7 +125,8 @@ struct Owner {
     /// Memory holds nothing that could run.
     fresh: bool,
     outbox: Sender<Happened>,
-    end: Sender<Ended>,
+    /// `None`: another guest is here now, or the same at an earlier time.
+    end: Sender<Option<Ended>>,
 }
 
 impl Owner {
@@ -207,6 +208,7 @@ impl Owner {
             }
             GuestOp::LoadState { epoch, .. } => {
                 self.vm.load_state(&lock(&self.incoming).state)?;
+                let _gone = self.end.send(None);
                 self.fresh = false;
                 if let Some(card) = &self.card {
                     lock(card).set_epoch(epoch.0);
@@ -248,10 +250,10 @@ impl Owner {
                 VcpuEvent::Failed { vcpu, why } => Ended::Failed(format!("vCPU {vcpu}: {why}")),
                 other => Ended::Failed(format!("{other:?}")),
             };
-            let _gone = self.end.send(ended);
+            let _gone = self.end.send(Some(ended));
         }
         if self.reset.take() {
-            let _gone = self.end.send(Ended::Shutdown);
+            let _gone = self.end.send(Some(Ended::Shutdown));
         }
         // Nothing while the machine is paused: its resume looks into every ring.
         self.served.serve();
