@@ -22,6 +22,7 @@ use super::{
     hub::{Heard, Hub},
     wire::{Refused, Reply, Request, WireError, line, read_line, reply_line},
 };
+use crate::channel::stream::remove_stale;
 
 const CONNECTIONS_MOST: usize = 16;
 /// A client that does not read for this long is left.
@@ -56,9 +57,11 @@ impl Server {
     /// replaced.
     ///
     /// # Errors
-    /// `AddrInUse` when a daemon answers there; else why the file cannot be made.
+    /// `AddrInUse` when a daemon answers there, or it is a file of another kind; else why the file
+    /// cannot be made.
     pub fn start(path: &Path, operator: Arc<dyn Operator>, hub: Hub) -> io::Result<Self> {
-        let listener = bind(path)?;
+        remove_stale(path, |path| UnixStream::connect(path).map(drop))?;
+        let listener = UnixListener::bind(path)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
         let end = Arc::new(AtomicBool::new(false));
         let open = Arc::new(AtomicUsize::new(0));
@@ -90,19 +93,6 @@ impl Drop for Server {
             let _panicked = thread.join();
         }
         let _gone = fs::remove_file(&self.path);
-    }
-}
-
-fn bind(path: &Path) -> io::Result<UnixListener> {
-    match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            if UnixStream::connect(path).is_ok() {
-                return Err(error);
-            }
-            fs::remove_file(path)?;
-            UnixListener::bind(path)
-        }
-        bound => bound,
     }
 }
 
@@ -305,5 +295,15 @@ mod tests {
         drop(UnixListener::bind(&stale).unwrap());
         assert!(stale.exists());
         Server::start(&stale, Arc::new(Echo), Hub::default()).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_no_socket_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("web.toml");
+        fs::write(&path, b"precious").unwrap();
+        let started = Server::start(&path, Arc::new(Echo), Hub::default());
+        assert_eq!(started.unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
 }
