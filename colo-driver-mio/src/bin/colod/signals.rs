@@ -63,3 +63,19 @@ impl Drop for Interrupt {
         self.handle.close();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::INTERRUPTED;
+
+    #[test]
+    fn the_documented_unit_sends_one_signal_and_takes_its_status_for_success() {
+        let docs = include_str!("../../../../docs/operations.md");
+        let (_, unit) = docs.split_once("[Service]").unwrap();
+        let (unit, _) = unit.split_once("```").unwrap();
+        let has = |line: &str| unit.lines().any(|l| l == line);
+        assert!(!unit.lines().any(|l| l.starts_with("ExecStop=")), "{unit}");
+        assert!(has("KillMode=mixed"), "{unit}");
+        assert!(has(&format!("SuccessExitStatus={INTERRUPTED}")), "{unit}");
+    }
+}
