@@ -15,7 +15,7 @@ use crate::common::*;
 fn of_a_daemon_ends_it_within_seconds_and_removes_its_socket() {
     let Some(_alone) = alone() else { return };
     for command in ["run", "primary", "secondary"] {
-        for moment in [1, 30, 400] {
+        for moment in [1, 15, 30, 45, 400] {
             let mut stage = stage();
             let mut daemon = stage.start(Host::A, command).unwrap();
             thread::sleep(Duration::from_millis(moment));

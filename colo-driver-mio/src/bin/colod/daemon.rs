@@ -88,13 +88,14 @@ pub(crate) fn run(args: &DaemonArgs, start: Start) -> Result<ExitCode, Failure> 
     let control = driver.control();
     fate.attach(control.clone());
 
+    // Before there is a socket file that a signal could leave behind.
+    let ask = control.clone();
+    let interrupt = signals::Interrupt::start(move || farewell(&ask))?;
     let hub = Hub::default();
     let sync = Synchronisation::default();
     let reporter = reporter(&control, &hub, sync.clone(), Arc::clone(&fate))?;
     let operator = LoopOperator::new(config.vm.name.clone(), control.clone(), sync);
     let server = server(&config.control, operator, &hub)?;
-    let ask = control.clone();
-    let interrupt = signals::Interrupt::start(move || farewell(&ask))?;
     tracing::info!(
         vm = config.vm.name,
         node = pair.node,
