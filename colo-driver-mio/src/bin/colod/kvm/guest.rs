@@ -207,7 +207,8 @@ impl KvmGuest {
                 segmentation,
                 ..
             } = agreed;
-            tracing::info!(
+            // As often as the guest likes.
+            tracing::debug!(
                 checksum,
                 segmentation,
                 "net: what the guest lets the host leave undone"
