@@ -149,6 +149,7 @@ pub struct Vm {
     layout: Layout,
     cpu: Cpu,
     windows: Vec<MmioWindow>,
+    /// The devices are quiesced.
     quiet: bool,
 }
 
@@ -267,7 +268,7 @@ impl Vm {
 
     // --- Before the first resume -----------------------------------------------------------------
 
-    /// Makes a device part of every checkpoint. Put it on a bus too.
+    /// Makes a device part of every checkpoint; it is quiesced until the first resume. Put it on a bus too.
     ///
     /// # Errors
     ///
@@ -427,14 +428,15 @@ impl Vm {
         }
     }
 
-    /// Becomes readable when a vCPU has something to say: see [`take_events`](Self::take_events).
+    /// Becomes readable when a vCPU has something to say: see [`take_events`](Self::take_events). Devices whose
+    /// owner is the VM's may write it too.
     #[must_use]
     pub fn event_fd(&self) -> &EventFd {
         self.vcpus.event_fd()
     }
 
     /// What the vCPUs said: a shutdown, or why one cannot go on. A vCPU that ended stays where it
-    /// is until a state is loaded.
+    /// is until a state is loaded, which takes back what was said before.
     #[must_use]
     pub fn take_events(&self) -> Vec<VcpuEvent> {
         self.vcpus.take_events()
@@ -524,6 +526,8 @@ impl Vm {
         self.pause();
         let checked = self.registry.check(state)?;
         self.registry.apply(&self.vm, &self.vcpus, &checked)?;
+        // They were about the guest that was here before.
+        drop(self.vcpus.take_events());
         Ok(())
     }
 }

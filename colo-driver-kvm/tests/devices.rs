@@ -12,7 +12,7 @@ use colo_driver_kvm::boot::Boot;
 use colo_driver_kvm::caps::Host;
 use colo_driver_kvm::checkpoint::Passes;
 use colo_driver_kvm::device::virtio::{Mmio, Net, NetConfig, Offloads, RxOutcome};
-use colo_driver_kvm::device::{Irq, Serial, Sink};
+use colo_driver_kvm::device::{BusDevice, Irq, Serial, Sink};
 use colo_driver_kvm::vm::{Vm, VmConfig};
 use colo_proto::id::PageRuns;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -209,5 +209,59 @@ fn the_copy_of_a_machine_answers_with_its_own_devices() {
         for from in 41..60 {
             machine.resolve(from);
         }
+    }
+}
+
+/// A machine with a card whose driver never runs: the test writes its registers.
+fn with_card(host: &Host) -> (Vm, Arc<Mutex<Mmio<Net>>>) {
+    let mut vm = common::machine(host, &VmConfig::default(), common::Walk::default());
+    let net = Net::new(NetConfig {
+        mac: MAC,
+        offloads: Offloads::default(),
+    });
+    let ram = vm.memory().ram().clone();
+    let card = Mmio::new("virtio-net0", net, ram, Irq::new().unwrap()).unwrap();
+    let card = Arc::new(Mutex::new(card));
+    vm.attach(card.clone()).unwrap();
+    (vm, card)
+}
+
+/// What a takeover from standby and a restore do: the machine has not run when the state comes.
+#[test]
+fn what_was_on_its_way_at_the_cut_is_raised_by_a_machine_that_never_ran() {
+    let Some(host) = common::host() else { return };
+    let (mut one, card) = with_card(&host);
+    one.resume().unwrap();
+    // Status, features (version 1) and status again, as a driver brings its device up.
+    for (register, value) in [
+        (0x70, 1),
+        (0x70, 3),
+        (0x24, 1),
+        (0x20, 1),
+        (0x70, 11),
+        (0x70, 15),
+    ] {
+        let value: u32 = value;
+        card.lock().unwrap().write(register, &value.to_le_bytes());
+    }
+    assert!(card.lock().unwrap().has_driver());
+    // An interrupt that nobody acknowledges.
+    card.lock().unwrap().set_link(false);
+    let mut state = Vec::new();
+    one.save_state(&mut state).unwrap();
+
+    for ran_before in [true, false] {
+        let (mut two, card) = with_card(&host);
+        if ran_before {
+            two.resume().unwrap();
+            two.pause();
+        }
+        two.load_state(&state).unwrap();
+        let raised = || card.lock().unwrap().irq().fd().read().is_ok();
+        let woken = || card.lock().unwrap().wake_fd().read().is_ok();
+        assert!(!raised() && !woken(), "before the resume");
+        two.resume().unwrap();
+        assert!(raised(), "ran before: {ran_before}");
+        assert!(woken(), "ran before: {ran_before}");
     }
 }

@@ -5,16 +5,20 @@ mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::sync::{Arc, Mutex};
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::{Arc, Mutex, mpsc};
 
 use colo_driver_kvm::boot::Boot;
 use colo_driver_kvm::checkpoint::Passes;
-use colo_driver_kvm::device::BusDevice;
+use colo_driver_kvm::device::{BusDevice, Irq, Serial, Sink};
 use colo_driver_kvm::dirty::DirtyMode;
 use colo_driver_kvm::vcpu::VcpuEvent;
 use colo_driver_kvm::vm::{Vm, VmConfig};
 use colo_proto::id::PageRuns;
 use colo_proto::ram::PageSet;
+use rustix::event::{PollFd, PollFlags, poll};
+
 use common::{Walk, await_visits, contradictions, host, machine, visits};
 
 /// Counts this thread's allocations.
@@ -112,6 +116,31 @@ impl BusDevice for Counter {
     }
 }
 
+/// No interrupt table and an invalid instruction: a triple fault.
+const CRASH: [u8; 2] = [0x0f, 0x0b];
+
+/// Boots 32-bit code by multiboot, behind where the walking guest lies.
+fn boot_code(vm: &mut Vm, code: &[u8]) {
+    let words: [u32; 8] = [
+        0x1bad_b002,
+        0x10000,
+        0u32.wrapping_sub(0x1bad_b002 + 0x10000),
+        0x20_0000,
+        0x20_0000,
+        0,
+        0,
+        0x20_0020,
+    ];
+    let mut image: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+    image.extend_from_slice(code);
+    let boot = Boot {
+        kernel: &image,
+        initrd: None,
+        cmdline: "",
+    };
+    vm.boot(&boot).unwrap();
+}
+
 #[test]
 fn an_access_that_a_stop_interrupts_is_finished_once() {
     let Some(host) = host() else { return };
@@ -125,18 +154,6 @@ fn an_access_that_a_stop_interrupts_is_finished_once() {
         0xa3, 0x00, 0x00, 0x00, 0xd0,       // mov [0xd0000000], eax
         0xeb, 0xf2,                         // jmp 1b
     ];
-    let words: [u32; 8] = [
-        0x1bad_b002,
-        0x10000,
-        0u32.wrapping_sub(0x1bad_b002 + 0x10000),
-        0x10_0000,
-        0x10_0000,
-        0,
-        0,
-        0x10_0020,
-    ];
-    let mut image: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-    image.extend_from_slice(&code);
     let mut vm = Vm::new(&host, &VmConfig::default()).unwrap();
     let (port, mmio) = (
         Arc::new(Mutex::new(Counter::default())),
@@ -144,12 +161,7 @@ fn an_access_that_a_stop_interrupts_is_finished_once() {
     );
     vm.map_ports(0x500, 4, port.clone()).unwrap();
     vm.map_mmio(0xd000_0000, 4, mmio.clone()).unwrap();
-    vm.boot(&Boot {
-        kernel: &image,
-        initrd: None,
-        cmdline: "",
-    })
-    .unwrap();
+    boot_code(&mut vm, &code);
     let mut state = Vec::new();
     for _ in 0..500 {
         vm.resume().unwrap();
@@ -164,6 +176,39 @@ fn an_access_that_a_stop_interrupts_is_finished_once() {
         assert!(count > 10, "the guest came to {count} accesses");
         assert_eq!(device.writes, (1..=count).collect::<Vec<_>>());
     }
+}
+
+/// A pipe that is read no more.
+struct Stuck(mpsc::Receiver<()>);
+
+impl Write for Stuck {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _ended = self.0.recv();
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_guest_is_stopped_while_nobody_reads_its_console() {
+    let Some(host) = host() else { return };
+    // mov dx, 0x3f8; 1: out dx, al; jmp 1b
+    let code = [0x66, 0xba, 0xf8, 0x03, 0xee, 0xeb, 0xfd];
+    let mut vm = Vm::new(&host, &VmConfig::default()).unwrap();
+    let (_read, stuck) = mpsc::channel();
+    let sink = Sink::queued(Stuck(stuck)).unwrap();
+    let serial = Serial::new("serial0", Irq::new().unwrap(), sink);
+    let serial = Arc::new(Mutex::new(serial));
+    vm.map_ports(0x3f8, 8, serial.clone()).unwrap();
+    boot_code(&mut vm, &code);
+    vm.resume().unwrap();
+    while serial.lock().unwrap().metrics().out < 1000 {
+        std::thread::yield_now();
+    }
+    vm.pause();
+    assert!(!vm.running());
 }
 
 #[test]
@@ -230,24 +275,7 @@ fn a_guest_that_crashes_says_so_and_can_be_brought_back() {
     let mut good = Vec::new();
     vm.save_state(&mut good).unwrap();
     // No interrupt table and an invalid instruction: a triple fault.
-    let words: [u32; 9] = [
-        0x1bad_b002,
-        0x10000,
-        0u32.wrapping_sub(0x1bad_b002 + 0x10000),
-        0x20_0000,
-        0x20_0000,
-        0,
-        0,
-        0x20_0020,
-        0x0b0f_0b0f,
-    ];
-    let image: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-    vm.boot(&Boot {
-        kernel: &image,
-        initrd: None,
-        cmdline: "",
-    })
-    .unwrap();
+    boot_code(&mut vm, &CRASH);
     vm.resume().unwrap();
     let events = loop {
         let events = vm.take_events();
@@ -264,4 +292,20 @@ fn a_guest_that_crashes_says_so_and_can_be_brought_back() {
     vm.load_state(&good).unwrap();
     vm.resume().unwrap();
     await_visits(&vm, 0, 1000);
+}
+
+#[test]
+fn a_load_takes_back_what_the_replaced_guest_said() {
+    let Some(host) = host() else { return };
+    let mut vm = machine(&host, &VmConfig::default(), Walk::default());
+    let mut good = Vec::new();
+    vm.save_state(&mut good).unwrap();
+    boot_code(&mut vm, &CRASH);
+    vm.resume().unwrap();
+    let fd = vm.event_fd().as_raw_fd();
+    // SAFETY: the descriptor is open for as long as the VM is.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], None).unwrap();
+    vm.load_state(&good).unwrap();
+    assert_eq!(vm.take_events(), []);
 }

@@ -17,6 +17,8 @@ use rustix::{
     },
 };
 
+use crate::channel::stream::remove_stale;
+
 /// Longest frame that is carried: one segment offload's worth with its heads.
 pub const FRAME_MOST: usize = 65_600;
 const BUFFER: usize = 1 << 20;
@@ -122,21 +124,12 @@ impl FrameListener {
     /// Listens at `path`. A socket file that nobody answers behind is replaced.
     ///
     /// # Errors
-    /// Somebody listens there already, or the directory cannot be written.
+    /// Somebody listens there already, it is a file of another kind, or the directory cannot be written.
     pub fn bind(path: &Path) -> io::Result<Self> {
         let address = SocketAddrUnix::new(path)?;
         let fd = new()?;
-        match bind(&fd, &address) {
-            Ok(()) => {}
-            Err(Errno::ADDRINUSE) => {
-                if FrameSocket::connect(path).is_ok() {
-                    return Err(io::ErrorKind::AddrInUse.into());
-                }
-                fs::remove_file(path)?;
-                bind(&fd, &address)?;
-            }
-            Err(error) => return Err(error.into()),
-        }
+        remove_stale(path, |path| FrameSocket::connect(path).map(drop))?;
+        bind(&fd, &address)?;
         listen(&fd, 16)?;
         Ok(Self {
             fd,
@@ -226,5 +219,15 @@ mod tests {
         drop(fd);
         drop(FrameListener::bind(&stale).unwrap());
         assert!(!stale.exists());
+    }
+
+    #[test]
+    fn a_file_that_is_no_socket_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.img");
+        fs::write(&path, b"precious").unwrap();
+        let error = FrameListener::bind(&path).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
 }

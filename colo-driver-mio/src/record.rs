@@ -196,10 +196,14 @@ pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&new, path)?;
-    match path.parent() {
-        Some(dir) => File::open(dir)?.sync_all(),
-        None => Ok(()),
-    }
+    sync_name(path)
+}
+
+/// Makes it durable which file `path` names.
+pub(crate) fn sync_name(path: &Path) -> io::Result<()> {
+    // A path of one word has a parent, and that is empty.
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+    File::open(dir.unwrap_or_else(|| Path::new(".")))?.sync_all()
 }
 
 #[cfg(test)]
@@ -230,6 +234,13 @@ mod tests {
             .collect();
         names.sort();
         assert_eq!(names, ["lock", FILE]);
+    }
+
+    #[test]
+    fn a_file_in_the_working_directory_has_a_name_to_sync() {
+        sync_name(Path::new(FILE)).unwrap();
+        sync_name(Path::new("/file")).unwrap();
+        sync_name(Path::new("not/there")).unwrap_err();
     }
 
     #[test]

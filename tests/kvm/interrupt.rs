@@ -15,7 +15,7 @@ use crate::common::*;
 fn of_a_daemon_ends_it_within_seconds_and_removes_its_socket() {
     let Some(_alone) = alone() else { return };
     for command in ["run", "primary", "secondary"] {
-        for moment in [1, 30, 400] {
+        for moment in [1, 15, 30, 45, 400] {
             let mut stage = stage();
             let mut daemon = stage.start(Host::A, command).unwrap();
             thread::sleep(Duration::from_millis(moment));
@@ -36,17 +36,20 @@ fn of_a_daemon_ends_it_within_seconds_and_removes_its_socket() {
 #[test]
 fn of_a_protected_primary_hands_the_vm_over() {
     let Some(_alone) = alone() else { return };
-    let mut stage = stage();
-    let (mut primary, secondary) = pair(&mut stage);
-    let client = client(&mut stage);
-    answered(&client, 0, &primary);
-    let seen = secondary.events().len();
-    primary.signal(Signal::INT).unwrap();
-    expect(&secondary, "PROMOTED", seen);
-    assert_eq!(primary.wait_end(PATIENCE).unwrap().code(), Some(130));
-    answered(&client, now(), &secondary);
-    served(client);
-    one_voice_at_a_time(&mut stage);
+    // Ctrl-C, and what systemd sends.
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut stage = stage();
+        let (mut primary, secondary) = pair(&mut stage);
+        let client = client(&mut stage);
+        answered(&client, 0, &primary);
+        let seen = secondary.events().len();
+        primary.signal(signal).unwrap();
+        expect(&secondary, "PROMOTED", seen);
+        assert_eq!(primary.wait_end(PATIENCE).unwrap().code(), Some(130));
+        answered(&client, now(), &secondary);
+        served(client);
+        one_voice_at_a_time(&mut stage);
+    }
 }
 
 #[test]

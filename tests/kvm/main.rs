@@ -10,6 +10,7 @@
 
 mod bad_input;
 mod common;
+mod crash;
 mod demo;
 mod disk;
 mod garbage;

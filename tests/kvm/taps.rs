@@ -1,6 +1,6 @@
 //! The pair on taps, and the client on the kernel's TCP stack: frames may be left unfinished.
 
-use colo_driver_mio::demo::{Client, Stage, Wires, now};
+use colo_driver_mio::demo::{Client, Host, Stage, Wires, now};
 
 use crate::common::*;
 
@@ -18,6 +18,7 @@ fn frames_without_checksums_and_segments_survive_a_takeover() {
     };
     let mut settings = settings();
     settings.taps = Some(wires.taps());
+    settings.log = "info,colod=debug".into();
     let mut stage = Stage::at(colod(), settings, wires.sites()).unwrap();
     let (mut primary, secondary) = pair(&mut stage);
     let plan = plan(&mut stage);
@@ -33,4 +34,11 @@ fn frames_without_checksums_and_segments_survive_a_takeover() {
         let log = daemon.log();
         assert!(log.contains("checksum=true segmentation=true"), "{log}");
     }
+    // What a guest can say as often as it likes is not in an ordinary log.
+    stage.settings().log = "info".into();
+    let seen = secondary.events().len();
+    let third = stage.start(Host::A, "secondary").unwrap();
+    expect(&secondary, "PROTECTED", seen);
+    let log = third.log();
+    assert!(!log.contains("checksum="), "{log}");
 }

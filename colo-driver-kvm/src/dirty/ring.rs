@@ -35,6 +35,8 @@ pub(crate) struct Rings {
 #[derive(Debug)]
 struct Taken {
     ring: Ring,
+    /// The owner has taken entries since the vCPU last did: a ring that was full may be found empty.
+    collected: bool,
     /// What a vCPU took out of its full ring, until it is marked; kept for its memory.
     pages: Vec<(Slot, u64)>,
 }
@@ -50,6 +52,7 @@ impl Rings {
             .map(|vcpu| {
                 Ok(Mutex::new(Taken {
                     ring: Ring::new(vcpu, entries)?,
+                    collected: false,
                     pages: Vec::with_capacity(entries as usize),
                 }))
             })
@@ -80,6 +83,7 @@ impl Rings {
                 });
             });
             taken.ring.overflowed(harvested)?;
+            taken.collected |= harvested > 0;
             count += harvested;
         }
         if count > 0 {
@@ -94,10 +98,14 @@ impl Rings {
             return Ok(());
         };
         let mut taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let Taken { ring, pages } = &mut *taken;
+        let Taken {
+            ring,
+            collected,
+            pages,
+        } = &mut *taken;
         let harvested = ring.harvest(|slot, page| pages.push((slot_of(slot), page)));
         ring.overflowed(harvested)?;
-        if harvested == 0 {
+        if !std::mem::take(collected) && harvested == 0 {
             return Err(sys::overflow());
         }
         sys::reset_dirty_rings(self.vm.as_fd())?;

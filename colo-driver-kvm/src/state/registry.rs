@@ -127,7 +127,8 @@ impl Registry {
         self.shape.slots.sort_by_key(|s| s.0);
     }
 
-    /// False if a section of that name is there already.
+    /// Takes a device in and quiesces it, as the machine has not run: so the first resume is one for the device
+    /// too, whether the guest was booted or loaded. The error is a section name that is taken or none.
     pub(crate) fn attach(&mut self, device: Arc<Mutex<dyn Device>>) -> Result<(), String> {
         let name = lock(&device).section().to_owned();
         let ours = [MACHINE, TIME, PIT, IRQCHIP];
@@ -137,6 +138,7 @@ impl Registry {
         if taken || name.is_empty() || name.len() > 64 {
             return Err(name);
         }
+        lock(&device).quiesce();
         self.devices.push(Attached { name, device });
         Ok(())
     }

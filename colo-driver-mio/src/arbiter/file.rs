@@ -25,7 +25,10 @@ use colo_proto::{
 use rustix::fs::{FlockOperation, flock};
 
 use super::Arbiter;
-use crate::{Wake, record::write_durably};
+use crate::{
+    Wake,
+    record::{sync_name, write_durably},
+};
 
 /// An arbiter in a file.
 #[derive(Debug)]
@@ -149,6 +152,9 @@ fn ask(path: &Path, question: Question, _locked: &File) -> Result<Verdict, AskEr
         Err(e) if e.kind() == io::ErrorKind::NotFound => Register::default(),
         Err(e) => return Err(e.into()),
     };
+    // It may be there because of a write that failed in its last step: nobody is told before it is
+    // durable.
+    sync_name(path)?;
     let ballot = match question {
         Question::Read => return Ok(Verdict::Read(register)),
         Question::Cast(ballot) => ballot,

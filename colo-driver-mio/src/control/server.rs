@@ -16,12 +16,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::net::{Shutdown, shutdown};
 use serde_json::{Value, json};
 
 use super::{
     hub::{Heard, Hub},
     wire::{Refused, Reply, Request, WireError, line, read_line, reply_line},
 };
+use crate::channel::stream::remove_stale;
 
 const CONNECTIONS_MOST: usize = 16;
 /// A client that does not read for this long is left.
@@ -44,6 +46,7 @@ pub trait Operator: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct Server {
     path: PathBuf,
+    listener: Arc<UnixListener>,
     end: Arc<AtomicBool>,
     /// Commands that have not been answered.
     open: Arc<AtomicUsize>,
@@ -56,18 +59,22 @@ impl Server {
     /// replaced.
     ///
     /// # Errors
-    /// `AddrInUse` when a daemon answers there; else why the file cannot be made.
+    /// `AddrInUse` when a daemon answers there, or it is a file of another kind; else why the file
+    /// cannot be made.
     pub fn start(path: &Path, operator: Arc<dyn Operator>, hub: Hub) -> io::Result<Self> {
-        let listener = bind(path)?;
+        remove_stale(path, |path| UnixStream::connect(path).map(drop))?;
+        let listener = Arc::new(UnixListener::bind(path)?);
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
         let end = Arc::new(AtomicBool::new(false));
         let open = Arc::new(AtomicUsize::new(0));
         let (ended, events, busy) = (Arc::clone(&end), hub.clone(), Arc::clone(&open));
+        let accepting = Arc::clone(&listener);
         let thread = thread::Builder::new()
             .name("control".into())
-            .spawn(move || accept(&listener, &operator, &events, &ended, &busy))?;
+            .spawn(move || accept(&accepting, &operator, &events, &ended, &busy))?;
         Ok(Self {
             path: path.to_owned(),
+            listener,
             end,
             open,
             thread: Some(thread),
@@ -84,25 +91,12 @@ impl Drop for Server {
             thread::sleep(Duration::from_millis(1));
         }
         self.end.store(true, Ordering::Release);
-        // The accepting thread waits in accept; a connection is what wakes it.
-        let _woken = UnixStream::connect(&self.path);
+        // The accepting thread waits in accept, which ends with the socket.
+        let _ended = shutdown(&self.listener, Shutdown::Both);
         if let Some(thread) = self.thread.take() {
             let _panicked = thread.join();
         }
         let _gone = fs::remove_file(&self.path);
-    }
-}
-
-fn bind(path: &Path) -> io::Result<UnixListener> {
-    match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            if UnixStream::connect(path).is_ok() {
-                return Err(error);
-            }
-            fs::remove_file(path)?;
-            UnixListener::bind(path)
-        }
-        bound => bound,
     }
 }
 
@@ -305,5 +299,27 @@ mod tests {
         drop(UnixListener::bind(&stale).unwrap());
         assert!(stale.exists());
         Server::start(&stale, Arc::new(Echo), Hub::default()).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_no_socket_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("web.toml");
+        fs::write(&path, b"precious").unwrap();
+        let started = Server::start(&path, Arc::new(Echo), Hub::default());
+        assert_eq!(started.unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_server_whose_file_is_gone_ends() {
+        let (_dir, path, server, _hub) = server();
+        fs::remove_file(&path).unwrap();
+        let (done, is_done) = std::sync::mpsc::channel();
+        thread::spawn(move || {
+            drop(server);
+            done.send(()).unwrap();
+        });
+        is_done.recv_timeout(Duration::from_secs(10)).unwrap();
     }
 }

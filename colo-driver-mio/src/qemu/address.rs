@@ -16,6 +16,8 @@ use std::{
 use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
 
+use crate::channel::stream::remove_stale;
+
 /// Where to listen or to connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -67,7 +69,7 @@ impl Listener {
         let listener = match address {
             Address::Tcp(at) => Self::Tcp(TcpListener::bind(at)?),
             Address::Unix(path) => {
-                remove_stale(path)?;
+                remove_stale(path, |path| UnixStream::connect(path).map(drop))?;
                 Self::Unix(UnixListener::bind(path)?, path.clone())
             }
         };
@@ -115,17 +117,6 @@ impl Drop for Listener {
             // Nobody listens there any more; if it is gone already, so much the better.
             let _ = std::fs::remove_file(path);
         }
-    }
-}
-
-/// Removes a Unix socket that nobody listens on, and nothing else.
-fn remove_stale(path: &std::path::Path) -> io::Result<()> {
-    use std::os::unix::fs::FileTypeExt as _;
-    match std::fs::symlink_metadata(path) {
-        Ok(meta) if meta.file_type().is_socket() && UnixStream::connect(path).is_err() => {
-            std::fs::remove_file(path)
-        }
-        _ => Ok(()),
     }
 }
 

@@ -1,10 +1,11 @@
-//! The reset command, remembered in a flag that the VM looks at after every exit.
+//! The reset command, remembered in a flag whose owner is told.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use vm_superio::{I8042Device, Trigger};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::codec::{Decoder, Encoder};
 use crate::device::{BusDevice, LoadError, Persist};
@@ -14,24 +15,35 @@ const VERSION: u16 = 1;
 /// "The guest asked for a reset"; clones share the flag.
 ///
 /// Guest state: it is saved and loaded with the controller, and stays up until somebody [takes](Self::take) it.
-#[derive(Debug, Clone, Default)]
-pub struct ResetLine(Arc<AtomicBool>);
+#[derive(Debug, Clone)]
+pub struct ResetLine(Arc<Line>);
+
+#[derive(Debug)]
+struct Line {
+    up: AtomicBool,
+    owner: EventFd,
+}
 
 impl ResetLine {
     /// Whether the guest asked and nobody answered yet.
     #[must_use]
     pub fn is_up(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.0.up.load(Ordering::Acquire)
     }
 
     /// As [`is_up`](Self::is_up), and takes the line down.
     #[must_use]
     pub fn take(&self) -> bool {
-        self.0.swap(false, Ordering::AcqRel)
+        self.0.up.swap(false, Ordering::AcqRel)
     }
 
     fn set(&self, up: bool) {
-        self.0.store(up, Ordering::Release);
+        self.0.up.store(up, Ordering::Release);
+    }
+
+    fn tell(&self) {
+        // Fails only when the counter is full: then the owner has been told.
+        let _full = self.0.owner.write(1);
     }
 }
 
@@ -40,6 +52,7 @@ impl Trigger for ResetLine {
 
     fn trigger(&self) -> Result<(), Infallible> {
         self.set(true);
+        self.tell();
         Ok(())
     }
 }
@@ -57,12 +70,17 @@ impl I8042 {
     /// Ports it takes; the last is the command port.
     pub const LEN: u64 = 5;
 
-    /// A controller whose reset line is down. `section` names its state (`"i8042"`).
+    /// A controller whose reset line is down. `section` names its state (`"i8042"`). `owner` becomes readable when
+    /// the line goes up: a clone of [`Vm::event_fd`](crate::vm::Vm::event_fd) does.
     #[must_use]
-    pub fn new(section: &str) -> Self {
+    pub fn new(section: &str, owner: EventFd) -> Self {
+        let line = ResetLine(Arc::new(Line {
+            up: AtomicBool::new(false),
+            owner,
+        }));
         Self {
             section: section.into(),
-            controller: I8042Device::new(ResetLine::default()),
+            controller: I8042Device::new(line),
         }
     }
 
@@ -94,7 +112,7 @@ impl BusDevice for I8042 {
     }
 }
 
-/// No interrupt, no guest memory: nothing to stop or to wake.
+/// No interrupt, no guest memory: nothing to stop.
 impl Persist for I8042 {
     fn section(&self) -> &str {
         &self.section
@@ -122,17 +140,29 @@ impl Persist for I8042 {
         Ok(())
     }
 
-    fn resume(&mut self) {}
+    /// The guest that runs from here on has asked already.
+    fn resume(&mut self) {
+        if self.reset_line().is_up() {
+            self.reset_line().tell();
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::device::test_utils::{assert_refuses_damage, saved};
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    fn controller() -> (I8042, EventFd) {
+        let owner = EventFd::new(EFD_NONBLOCK).unwrap();
+        let device = I8042::new("i8042", owner.try_clone().unwrap());
+        (device, owner)
+    }
 
     #[test]
     fn only_the_reset_command_on_the_command_port_asks_for_a_reset() {
-        let mut device = I8042::new("i8042");
+        let (mut device, owner) = controller();
         let line = device.reset_line().clone();
         for (offset, data) in [
             (0, &[0xfe][..]),
@@ -143,7 +173,9 @@ mod tests {
             device.write(offset, data);
             assert!(!line.is_up(), "{offset} {data:?}");
         }
+        assert!(owner.read().is_err());
         device.write(4, &[0xfe]);
+        assert!(owner.read().is_ok(), "the owner is told");
         assert!(line.take());
         assert!(!line.take());
     }
@@ -151,20 +183,23 @@ mod tests {
     #[test]
     fn the_guest_may_wait_for_an_empty_input_buffer() {
         let mut status = [0xff];
-        I8042::new("i8042").read(4, &mut status);
+        controller().0.read(4, &mut status);
         assert_eq!(status, [0]);
     }
 
     #[test]
     fn a_reset_in_the_checkpoint_is_asked_again_on_the_other_side() {
-        let mut device = I8042::new("i8042");
+        let (mut device, _) = controller();
         device.write(4, &[0xfe]);
         let bytes = saved(&device);
-        let mut other = I8042::new("i8042");
+        let (mut other, owner) = controller();
         assert_refuses_damage(&mut other, &bytes);
         other.load(1, &bytes).unwrap();
+        assert!(owner.read().is_err(), "not before the guest runs");
+        other.resume();
+        assert!(owner.read().is_ok());
         assert!(other.reset_line().take());
-        other.load(1, &saved(&I8042::new("i8042"))).unwrap();
+        other.load(1, &saved(&controller().0)).unwrap();
         assert!(!other.reset_line().is_up());
     }
 }

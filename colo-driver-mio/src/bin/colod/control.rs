@@ -22,7 +22,9 @@ pub(crate) fn server(
         .map(Some)
         .map_err(|error| {
             let what = match error.kind() {
-                std::io::ErrorKind::AddrInUse => "another daemon answers there".into(),
+                std::io::ErrorKind::AddrInUse => {
+                    "another daemon answers there, or it is a file of another kind".into()
+                }
                 _ => error.to_string(),
             };
             format!("control.socket {}: {what}", path.display()).into()

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::Read as _,
     process::ExitCode,
-    sync::{Arc, OnceLock, mpsc::RecvTimeoutError},
+    sync::{Arc, mpsc::RecvTimeoutError},
     thread,
     time::Duration,
 };
@@ -16,12 +16,14 @@ use colo_driver_mio::{
     clock,
     config::{self, ArbiterKind, Config, ModeName, Pair, Purpose, ResumeName},
     control::Hub,
+    handle::What,
     heartbeat::PathConfig,
     record::RecordStore,
 };
 use colo_proto::{
     command::Command,
     config::Config as Protocol,
+    event::Event,
     id::Role,
     member::{Arbitration, BootId, MacKey, MemberConfig, NodeId, VmId},
     node::{Node, Start},
@@ -34,7 +36,8 @@ use crate::{
     Failure,
     cli::DaemonArgs,
     control::server,
-    kvm::{Ended, KvmGuest, build},
+    fate::Fate,
+    kvm::{KvmGuest, build},
     logging,
     operator::LoopOperator,
     progress::Synchronisation,
@@ -68,12 +71,10 @@ pub(crate) fn run(args: &DaemonArgs, start: Start) -> Result<ExitCode, Failure> 
     let (store, record) = RecordStore::open(&pair.state_dir)?;
     let node = Node::new(protocol, start, boot, record, entropy, clock::now());
 
-    let later: Arc<OnceLock<ControlHandle>> = Arc::default();
-    let ending = Arc::clone(&later);
+    let fate: Arc<Fate> = Arc::default();
+    let ending = Arc::clone(&fate);
     built.console.set_muted(start == Start::Secondary);
-    let guest = KvmGuest::new(&config, built, move |ended| {
-        guest_ended(&ended, ending.get());
-    })?;
+    let guest = KvmGuest::new(&config, built, move |ended| ending.hear(ended))?;
     if start == Start::Secondary {
         guest.populate()?;
     }
@@ -85,15 +86,16 @@ pub(crate) fn run(args: &DaemonArgs, start: Start) -> Result<ExitCode, Failure> 
     let driver_config = driver_config(&config, pair, identity);
     let driver = Driver::new(driver_config, node, guest, arbiter(&config), store)?;
     let control = driver.control();
-    let _first = later.set(control.clone());
+    fate.attach(control.clone());
 
-    let hub = Hub::default();
-    let sync = Synchronisation::default();
-    let reporter = reporter(&control, &hub, sync.clone())?;
-    let operator = LoopOperator::new(config.vm.name.clone(), control.clone(), sync);
-    let server = server(&config.control, operator, &hub)?;
+    // Before there is a socket file that a signal could leave behind.
     let ask = control.clone();
     let interrupt = signals::Interrupt::start(move || farewell(&ask))?;
+    let hub = Hub::default();
+    let sync = Synchronisation::default();
+    let reporter = reporter(&control, &hub, sync.clone(), Arc::clone(&fate))?;
+    let operator = LoopOperator::new(config.vm.name.clone(), control.clone(), sync);
+    let server = server(&config.control, operator, &hub)?;
     tracing::info!(
         vm = config.vm.name,
         node = pair.node,
@@ -110,6 +112,9 @@ pub(crate) fn run(args: &DaemonArgs, start: Start) -> Result<ExitCode, Failure> 
     drop(control);
     let _panicked = reporter.join();
     let _guest = ended?;
+    if let Some(why) = fate.failed() {
+        return Err(format!("the guest cannot go on: {why}").into());
+    }
     Ok(if interrupt.asked() {
         ExitCode::from(signals::INTERRUPTED)
     } else {
@@ -131,31 +136,12 @@ fn farewell(control: &ControlHandle) {
     control.stop();
 }
 
-/// The guest will not go on: a shutdown is told to the peer, a crash is left for it to survive.
-fn guest_ended(ended: &Ended, control: Option<&ControlHandle>) {
-    let Some(control) = control else { return };
-    match ended {
-        Ended::Shutdown => {
-            tracing::warn!("the guest shut down; the VM ends on both hosts");
-            // The answer comes when the peer was told; the loop must not wait for itself.
-            let control = control.clone();
-            thread::spawn(move || {
-                let _told = control.command(Command::Shutdown, FAREWELL);
-                control.stop();
-            });
-        }
-        Ended::Failed(why) => {
-            tracing::error!(why, "the guest cannot go on here; the peer takes over");
-            control.stop();
-        }
-    }
-}
-
 /// A thread that writes reports to the log and hands them to whoever listens.
 fn reporter(
     control: &ControlHandle,
     hub: &Hub,
     sync: Synchronisation,
+    fate: Arc<Fate>,
 ) -> Result<thread::JoinHandle<()>, Failure> {
     let (first, control, hub) = (control.subscribe()?, control.clone(), hub.clone());
     Ok(thread::Builder::new()
@@ -172,6 +158,9 @@ fn reporter(
                             told.log();
                             hub.publish(&told.event(&report));
                             sync.heard(&report.what, sent);
+                            if let What::Machine(Event::Promoted { .. }) = report.what {
+                                fate.promoted();
+                            }
                         }
                         Err(RecvTimeoutError::Timeout) => {
                             if let Some(progress) = sent().and_then(|sent| sync.progress(sent)) {

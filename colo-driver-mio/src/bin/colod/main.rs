@@ -6,6 +6,7 @@
 //! | `logging.rs` | where logs go |
 //! | `signals.rs` | Ctrl-C and TERM |
 //! | `daemon.rs` | `colod primary`, `colod secondary` |
+//! | `fate.rs` | what becomes of a daemon when its guest will not go on |
 //! | `run.rs` | `colod run`, `colod restore`: a VM without protection |
 //! | `kvm/` | the guest behind the loop |
 //! | `operator.rs`, `report.rs` | what the control socket does and says |
@@ -18,6 +19,7 @@ mod control;
 mod ctl;
 mod daemon;
 mod demo;
+mod fate;
 mod kvm;
 mod logging;
 mod operator;

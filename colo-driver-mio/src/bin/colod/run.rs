@@ -58,7 +58,7 @@ pub(crate) fn run(args: &DaemonArgs, state: Option<&Path>) -> Result<ExitCode, F
     let end = Arc::new(Mutex::new(None));
     let ending = Arc::clone(&end);
     let mut guest = KvmGuest::new(&config, built, move |ended| {
-        *ending.lock().unwrap_or_else(PoisonError::into_inner) = Some(ended);
+        *ending.lock().unwrap_or_else(PoisonError::into_inner) = ended;
     })?;
 
     let mut poll = Poll::new()?;

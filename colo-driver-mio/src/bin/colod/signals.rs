@@ -20,7 +20,10 @@ pub(crate) const INTERRUPTED: u8 = 130;
 /// Remembers whether the user wants an end, and tells someone.
 #[derive(Debug)]
 pub(crate) struct Interrupt {
-    asked: Arc<AtomicBool>,
+    /// A signal came: the next one ends the process.
+    came: Arc<AtomicBool>,
+    /// Somebody was told.
+    told: Arc<AtomicBool>,
     handle: Handle,
 }
 
@@ -30,36 +33,51 @@ impl Interrupt {
     /// # Errors
     /// The handlers cannot be installed.
     pub(crate) fn start(tell: impl Fn() + Send + 'static) -> io::Result<Self> {
-        let asked = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
-            // Order matters: the exit looks at the flag before the next line sets it.
-            flag::register_conditional_shutdown(
-                signal,
-                i32::from(INTERRUPTED),
-                Arc::clone(&asked),
-            )?;
-            flag::register(signal, Arc::clone(&asked))?;
-        }
+        // Whoever is told first: a signal that comes before the flags are in place is not lost.
         let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
         let handle = signals.handle();
+        let (came, told) = (Arc::default(), Arc::<AtomicBool>::default());
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            // Order matters: the exit looks at the flag before the next line sets it.
+            flag::register_conditional_shutdown(signal, i32::from(INTERRUPTED), Arc::clone(&came))?;
+            flag::register(signal, Arc::clone(&came))?;
+        }
+        let telling = Arc::clone(&told);
         std::thread::Builder::new()
             .name("signals".into())
             .spawn(move || {
                 if signals.forever().next().is_some() {
+                    telling.store(true, Ordering::Relaxed);
                     tell();
                 }
             })?;
-        Ok(Self { asked, handle })
+        Ok(Self { came, told, handle })
     }
 
     /// Whether the user wants an end.
     pub(crate) fn asked(&self) -> bool {
-        self.asked.load(Ordering::Relaxed)
+        self.came.load(Ordering::Relaxed) || self.told.load(Ordering::Relaxed)
     }
 }
 
 impl Drop for Interrupt {
     fn drop(&mut self) {
         self.handle.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::INTERRUPTED;
+
+    #[test]
+    fn the_documented_unit_sends_one_signal_and_takes_its_status_for_success() {
+        let docs = include_str!("../../../../docs/operations.md");
+        let (_, unit) = docs.split_once("[Service]").unwrap();
+        let (unit, _) = unit.split_once("```").unwrap();
+        let has = |line: &str| unit.lines().any(|l| l == line);
+        assert!(!unit.lines().any(|l| l.starts_with("ExecStop=")), "{unit}");
+        assert!(has("KillMode=mixed"), "{unit}");
+        assert!(has(&format!("SuccessExitStatus={INTERRUPTED}")), "{unit}");
     }
 }

@@ -9,8 +9,9 @@ impl<D: Backend> Mmio<D> {
     /// Readable when the loop should call [`serve`](Self::serve), or for a network card
     /// [`poll_tx`](Mmio::poll_tx): requests are waiting, or were when the device was resumed.
     ///
-    /// As an ioeventfd at [`NOTIFY`](Self::NOTIFY) it takes the place of the exit for every device type. Without,
-    /// only a network card needs it; the others serve in the exit, and use it for what they left for later.
+    /// As an ioeventfd at [`NOTIFY`](Self::NOTIFY) it takes the place of the exit for every device type. Without, a
+    /// device other than a network card serves in the exit, but it must be watched all the same: a request that
+    /// another vCPU adds while the ring is left comes without a notification, and is served from here.
     #[must_use]
     pub fn wake_fd(&self) -> &EventFd {
         &self.wake

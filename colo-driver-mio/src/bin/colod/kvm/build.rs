@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::fd::{AsRawFd as _, RawFd},
     path::Path,
     sync::{Arc, Mutex},
 };
@@ -18,6 +19,7 @@ use colo_driver_kvm::{
 use colo_driver_mio::config::{self, Backend, Config, Console};
 use colo_proto::id::Slot;
 
+use super::worker::lock;
 use crate::Failure;
 
 /// COM1 of a PC.
@@ -29,11 +31,36 @@ pub(super) const DISK: Slot = Slot(16);
 /// The network card, shared between vCPU threads, the worker and the loop.
 pub(super) type Card = Arc<Mutex<Mmio<Net>>>;
 
+/// The devices that serve where the notification arrives. What they leave for later is the worker's.
+#[derive(Clone, Debug)]
+pub(super) struct Served {
+    pub(super) disk: Option<Arc<Mutex<Mmio<Block>>>>,
+    pub(super) entropy: Arc<Mutex<Mmio<Rng>>>,
+}
+
+impl Served {
+    /// Readable when [`serve`](Self::serve) has something to do.
+    pub(super) fn fds(&self) -> impl Iterator<Item = RawFd> {
+        let disk = self.disk.as_ref();
+        let disk = disk.map(|disk| lock(disk).wake_fd().as_raw_fd());
+        disk.into_iter()
+            .chain([lock(&self.entropy).wake_fd().as_raw_fd()])
+    }
+
+    pub(super) fn serve(&self) {
+        if let Some(disk) = &self.disk {
+            lock(disk).serve();
+        }
+        lock(&self.entropy).serve();
+    }
+}
+
 /// A machine that has not run.
 #[derive(Debug)]
 pub(crate) struct Built {
     pub(crate) vm: Vm,
     pub(super) card: Option<Card>,
+    pub(super) served: Served,
     /// Mute while this host does not own the VM.
     pub(crate) console: Sink,
     pub(super) reset: ResetLine,
@@ -109,7 +136,7 @@ pub(crate) fn build(config: &Config) -> Result<Built, Failure> {
     vm.attach(Arc::clone(&serial))?;
     vm.map_ports(COM1.0, Serial::LEN as u16, serial)?;
     vm.route_irq(&line, COM1.1)?;
-    let i8042 = I8042::new("i8042");
+    let i8042 = I8042::new("i8042", vm.event_fd().try_clone()?);
     let reset = i8042.reset_line().clone();
     let i8042 = Arc::new(Mutex::new(i8042));
     vm.attach(Arc::clone(&i8042))?;
@@ -117,16 +144,17 @@ pub(crate) fn build(config: &Config) -> Result<Built, Failure> {
     let card = (config.net.backend != Backend::None)
         .then(|| card(&mut vm, config))
         .transpose()?;
-    if let Some(disk) = &config.disk {
-        attach_disk(&mut vm, disk)?;
-    }
+    let disk = config.disk.as_ref();
+    let disk = disk.map(|disk| attach_disk(&mut vm, disk)).transpose()?;
     let line = Irq::new()?;
     let ram = vm.memory().ram().clone();
     let entropy = Mmio::new("virtio-rng0", Rng::new(), ram, line.clone())?;
-    vm.attach_mmio(Arc::new(Mutex::new(entropy)), &line)?;
+    let entropy = Arc::new(Mutex::new(entropy));
+    vm.attach_mmio(Arc::clone(&entropy), &line)?;
     Ok(Built {
         vm,
         card,
+        served: Served { disk, entropy },
         console,
         reset,
         image,
@@ -134,18 +162,19 @@ pub(crate) fn build(config: &Config) -> Result<Built, Failure> {
     })
 }
 
-fn attach_disk(vm: &mut Vm, disk: &config::Disk) -> Result<(), Failure> {
+fn attach_disk(vm: &mut Vm, disk: &config::Disk) -> Result<Arc<Mutex<Mmio<Block>>>, Failure> {
     let image = Arc::new(Disk::open(&disk.path, disk.readonly)?);
     let line = Irq::new()?;
     let ram = vm.memory().ram().clone();
     let block = Block::new(Arc::clone(&image), "disk0");
     let device = Mmio::new("virtio-blk0", block, ram, line.clone())?;
-    vm.attach_mmio(Arc::new(Mutex::new(device)), &line)?;
+    let device = Arc::new(Mutex::new(device));
+    vm.attach_mmio(Arc::clone(&device), &line)?;
     // What nobody writes needs no copying: it is the same on both hosts, or should be.
     if !disk.readonly {
         vm.attach_store(DISK, image)?;
     }
-    Ok(())
+    Ok(device)
 }
 
 fn card(vm: &mut Vm, config: &Config) -> Result<Card, Failure> {
@@ -170,7 +199,7 @@ fn card(vm: &mut Vm, config: &Config) -> Result<Card, Failure> {
 
 fn console(config: &Config) -> Result<Sink, Failure> {
     match (config.serial.console, &config.serial.path) {
-        (Console::Stdio, _) => Ok(Sink::stdout()),
+        (Console::Stdio, _) => Ok(Sink::stdout()?),
         (Console::File, Some(path)) => Sink::file(path)
             .map_err(|error| format!("serial.path {}: {error}", path.display()).into()),
         _ => Ok(Sink::null()),

@@ -9,6 +9,7 @@ use std::{
         mpsc::{Receiver, channel},
     },
     thread,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -36,11 +37,15 @@ use crate::Failure;
 
 const CARD: usize = 0;
 const OUTSIDE: usize = 1;
-const VCPUS: usize = 2;
+/// What the worker looks at: vCPUs that have something to say, devices with requests left.
+const LOOK: usize = 2;
 /// Frames taken from either side before the loop gets on with other things.
 const TURN: usize = 128;
 /// Device state that is received without moving the buffer.
 const STATE_MOST: usize = 64 << 20;
+
+/// How long the end waits for whoever reads the console.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Bytes of guest RAM made resident by one call.
 const POPULATED_AT_ONCE: usize = 4 << 20;
@@ -64,22 +69,23 @@ pub(crate) struct KvmGuest {
     buffer: Vec<u8>,
     iovecs: Vec<libc::iovec>,
     card_fd: Option<RawFd>,
-    vcpu_fd: RawFd,
+    look_fds: Vec<RawFd>,
     card_ready: bool,
     outside_ready: bool,
     /// Frames of the guest, oldest first.
     out: VecDeque<(Epoch, Bytes)>,
     /// Newest epoch that the machine has been told of: a frame after it comes later.
     told: Epoch,
-    on_end: Box<dyn FnMut(Ended) + Send>,
+    on_end: Box<dyn FnMut(Option<Ended>) + Send>,
 }
 
 impl KvmGuest {
-    /// Prepares a machine for the loop. `on_end` is told when the guest will not go on.
+    /// Prepares a machine for the loop. `on_end` is told when the guest will not go on, and `None` when another
+    /// state has been loaded in its place.
     pub(crate) fn new(
         config: &Config,
         built: Built,
-        on_end: impl FnMut(Ended) + Send + 'static,
+        on_end: impl FnMut(Option<Ended>) + Send + 'static,
     ) -> Result<Self, Failure> {
         let vm = &built.vm;
         let pages: u64 = vm.shape().slots.iter().map(|slot| slot.1).sum();
@@ -105,7 +111,11 @@ impl KvmGuest {
             buffer: backend::buffer(),
             iovecs: Vec::new(),
             card_fd,
-            vcpu_fd: vm.event_fd().as_raw_fd(),
+            look_fds: built
+                .served
+                .fds()
+                .chain([vm.event_fd().as_raw_fd()])
+                .collect(),
             card_ready: true,
             outside_ready: true,
             out: VecDeque::new(),
@@ -197,7 +207,8 @@ impl KvmGuest {
                 segmentation,
                 ..
             } = agreed;
-            tracing::info!(
+            // As often as the guest likes.
+            tracing::debug!(
                 checksum,
                 segmentation,
                 "net: what the guest lets the host leave undone"
@@ -224,15 +235,11 @@ impl KvmGuest {
 
 impl Guest for KvmGuest {
     fn attach(&mut self, registry: &Registry, tokens: Tokens, wake: Wake) -> io::Result<()> {
-        let fds = [
-            (CARD, self.card_fd),
-            (OUTSIDE, self.backend.fd()),
-            (VCPUS, Some(self.vcpu_fd)),
-        ];
-        for (index, fd) in fds {
-            if let Some(fd) = fd {
-                registry.register(&mut SourceFd(&fd), tokens.get(index), Interest::READABLE)?;
-            }
+        let card = self.card_fd.map(|fd| (CARD, fd));
+        let outside = self.backend.fd().map(|fd| (OUTSIDE, fd));
+        let look = self.look_fds.iter().map(|&fd| (LOOK, fd));
+        for (index, fd) in card.into_iter().chain(outside).chain(look) {
+            registry.register(&mut SourceFd(&fd), tokens.get(index), Interest::READABLE)?;
         }
         if let Some((built, inbox)) = self.built.take() {
             let (outgoing, incoming) = (Arc::clone(&self.outgoing), Arc::clone(&self.incoming));
@@ -247,7 +254,7 @@ impl Guest for KvmGuest {
         match index {
             CARD => self.card_ready = true,
             OUTSIDE => self.outside_ready = true,
-            VCPUS => {
+            LOOK => {
                 if let Some(worker) = &self.worker {
                     worker.order(Order::Look);
                 }
@@ -391,6 +398,14 @@ impl Guest for KvmGuest {
         found.map_err(|what| refused(what, "the machine has no such place"))?;
         self.vouch(into);
         Ok(())
+    }
+}
+
+impl Drop for KvmGuest {
+    fn drop(&mut self) {
+        if !self.console.drain(LAST_WORDS) {
+            tracing::warn!("nobody reads the console; its last output is lost");
+        }
     }
 }
 

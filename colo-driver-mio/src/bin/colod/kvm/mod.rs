@@ -16,6 +16,8 @@ mod announcer;
 mod backend;
 mod build;
 mod guest;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 pub(crate) use build::build;

@@ -20,7 +20,7 @@ use colo_proto::{
     ram::PageSet,
 };
 
-use super::build::{Built, Card, Image};
+use super::build::{Built, Card, Image, Served};
 use crate::Failure;
 
 /// Buffers of one checkpoint, shared with the loop, which points the kernel at them.
@@ -30,7 +30,7 @@ pub(super) type Kept = Arc<Mutex<Checkpoint>>;
 #[derive(Debug)]
 pub(crate) enum Order {
     Do(GuestOp),
-    /// A vCPU has something to say.
+    /// A vCPU has something to say, or a device has left requests for later.
     Look,
     /// Write the machine's state to a file; the guest runs on.
     Save(std::path::PathBuf, Sender<Result<(), String>>),
@@ -53,7 +53,7 @@ pub(crate) enum Ended {
 pub(super) struct Worker {
     orders: Orders,
     pub(super) happened: Receiver<Happened>,
-    pub(super) ended: Receiver<Ended>,
+    pub(super) ended: Receiver<Option<Ended>>,
 }
 
 impl Worker {
@@ -69,6 +69,7 @@ impl Worker {
         let Built {
             vm,
             card,
+            served,
             reset,
             image,
             fresh,
@@ -78,6 +79,7 @@ impl Worker {
         let mut owner = Owner {
             vm,
             card,
+            served,
             reset,
             image,
             outgoing,
@@ -113,6 +115,7 @@ impl Worker {
 struct Owner {
     vm: Vm,
     card: Option<Card>,
+    served: Served,
     reset: ResetLine,
     image: Image,
     outgoing: Kept,
@@ -122,7 +125,8 @@ struct Owner {
     /// Memory holds nothing that could run.
     fresh: bool,
     outbox: Sender<Happened>,
-    end: Sender<Ended>,
+    /// `None`: another guest is here now, or the same at an earlier time.
+    end: Sender<Option<Ended>>,
 }
 
 impl Owner {
@@ -204,6 +208,7 @@ impl Owner {
             }
             GuestOp::LoadState { epoch, .. } => {
                 self.vm.load_state(&lock(&self.incoming).state)?;
+                let _gone = self.end.send(None);
                 self.fresh = false;
                 if let Some(card) = &self.card {
                     lock(card).set_epoch(epoch.0);
@@ -245,11 +250,13 @@ impl Owner {
                 VcpuEvent::Failed { vcpu, why } => Ended::Failed(format!("vCPU {vcpu}: {why}")),
                 other => Ended::Failed(format!("{other:?}")),
             };
-            let _gone = self.end.send(ended);
+            let _gone = self.end.send(Some(ended));
         }
         if self.reset.take() {
-            let _gone = self.end.send(Ended::Shutdown);
+            let _gone = self.end.send(Some(Ended::Shutdown));
         }
+        // Nothing while the machine is paused: its resume looks into every ring.
+        self.served.serve();
     }
 
     fn tell_dirty(&self, set: &PageSet) {
