@@ -128,8 +128,11 @@ impl Secondary {
             Input::Down(channel) => {
                 let was_up = self.base.link.is_up(channel);
                 self.base.disconnected(channel)?;
-                if was_up || !matches!(self.dialling, Dialling::At(..)) {
+                if was_up || matches!(self.dialling, Dialling::Accepted) {
                     self.lose_peer(PeerLost::HungUp(channel), None);
+                } else if matches!(self.dialling, Dialling::Connecting(..)) {
+                    // Nobody came, so nobody left.
+                    self.redial(false);
                 }
             }
             Input::Bytes(channel, bytes) => match self.base.link.bytes(channel, bytes)? {

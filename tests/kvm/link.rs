@@ -3,7 +3,7 @@
 
 use std::{process::Command, time::Duration};
 
-use colo_driver_mio::demo::{Host, Site, Stage, now};
+use colo_driver_mio::demo::{Daemon, Host, Site, Stage, now};
 
 use crate::common::*;
 
@@ -223,6 +223,41 @@ fn the_first_cable_cut_ends_protection_without_a_takeover() {
     );
     served(client);
     one_voice_at_a_time(&mut stage);
+}
+
+#[test]
+fn sockets_full_of_pages_delay_no_heartbeat() {
+    let Some(_alone) = alone() else { return };
+    let Some(cables) = Cables::lay() else { return };
+    let mut stage = stage_on(&cables);
+    let (mut primary, secondary) = pair(&mut stage);
+    let client = client(&mut stage);
+    answered(&client, 0, &primary);
+    if !cables.slow(20) {
+        println!("SKIPPED: this kernel has no tc qdisc tbf");
+        return;
+    }
+    let (seen, heard) = (primary.events().len(), secondary.events().len());
+    // Until one has 6 MB: it took two seconds, many times the detection time.
+    let begin = now();
+    let mut pages = 0;
+    while pages < 1_500 {
+        assert!(now() - begin < 60_000_000_000, "the cable is never full");
+        let next = expect(&primary, "CHECKPOINTED", primary.events().len());
+        pages = next["data"]["pages"].as_u64().unwrap();
+    }
+    let since = |daemon: &Daemon, seen: usize, event: &str| {
+        let events = daemon.events();
+        events[seen..].iter().any(|e| e["event"] == event)
+    };
+    assert!(!since(&primary, seen, "UNPROTECTED"), "{}", primary.log());
+    assert!(!since(&secondary, heard, "PROMOTED"), "{}", secondary.log());
+    let killed = now();
+    primary.kill().unwrap();
+    expect(&secondary, "PROMOTED", heard);
+    answered(&client, killed, &secondary);
+    served(client);
+    memory_held(&stage);
 }
 
 #[test]

@@ -147,14 +147,15 @@ fn reporter(
     Ok(thread::Builder::new()
         .name("reports".into())
         .spawn(move || {
-            let mut stream = first;
+            let (mut stream, mut attempts) = (first, report::Attempts::default());
             let sent = || Some(control.snapshot().ok()?.stats.sync_pages);
             loop {
                 loop {
                     let wait = if sync.runs() { EACH } else { Duration::MAX };
                     match stream.recv_timeout(wait) {
                         Ok(report) => {
-                            let told = report::tell(&report.what);
+                            let mut told = report::tell(&report.what);
+                            attempts.weigh(&mut told);
                             told.log();
                             hub.publish(&told.event(&report));
                             sync.heard(&report.what, sent);

@@ -63,6 +63,25 @@ impl Told {
     }
 }
 
+/// What was said last of attempts to connect. They go on for as long as it takes, and a person wants
+/// to read once why none succeeds.
+#[derive(Debug, Default)]
+pub(crate) struct Attempts(Option<Value>);
+
+impl Attempts {
+    /// Makes news of an attempt that failed in another way than the one before.
+    pub(crate) fn weigh(&mut self, told: &mut Told) {
+        match told.name {
+            "NOT_CONNECTED" if self.0.as_ref() != Some(&told.data) => {
+                told.level = Level::Warn;
+                self.0 = Some(told.data.clone());
+            }
+            "PEER_ACCEPTED" => self.0 = None,
+            _ => {}
+        }
+    }
+}
+
 /// Puts a report into words.
 pub(crate) fn tell(what: &What) -> Told {
     use Level::{Debug, Error, Info, Warn};
@@ -251,7 +270,11 @@ pub(crate) fn micros(time: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use colo_proto::{id::Epoch, status::ColoExit, time::Instant};
+    use colo_proto::{
+        id::{Channel, Epoch},
+        status::ColoExit,
+        time::Instant,
+    };
 
     #[test]
     fn qemus_event_has_qemus_fields() {
@@ -272,6 +295,20 @@ mod tests {
         );
         assert_eq!(event["at"], 5_000_000);
         assert!(event["timestamp"]["seconds"].is_u64());
+    }
+
+    #[test]
+    fn why_nobody_is_connected_is_said_once_until_the_reason_changes() {
+        let mut attempts = Attempts::default();
+        let mut level = |why: &str| {
+            let mut told = tell(&What::NotConnected(Channel::Control, why.into()));
+            attempts.weigh(&mut told);
+            told.level
+        };
+        assert_eq!(level("nobody listens"), Level::Warn);
+        assert_eq!(level("nobody listens"), Level::Debug);
+        assert_eq!(level("it already has a secondary"), Level::Warn);
+        assert_eq!(level("nobody listens"), Level::Warn);
     }
 
     #[test]
