@@ -307,7 +307,7 @@ impl Base {
 
     pub(crate) fn send(&mut self, channel: Channel, head: Head, body: &[u8]) {
         self.link.send(channel, head.with_body(body));
-        if channel == Channel::Net {
+        if channel == Channel::Net && self.link.is_up(channel) {
             self.frames.get_or_insert(self.now);
         }
     }

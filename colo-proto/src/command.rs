@@ -32,7 +32,8 @@ pub enum Command {
     /// Switch between lockstep and standby; takes effect at the next checkpoint.
     SetMode(Mode),
     /// `stop`: pause the guest until [`Continue`](Self::Continue); checkpoints do not undo it.
-    /// Answered when it is paused.
+    /// Answered when it is paused. It is said of the guest on this host: after a takeover the VM
+    /// runs.
     Stop,
     /// `cont`.
     Continue,
@@ -102,6 +103,9 @@ pub enum Refusal {
     /// The guest side could not do it, and has said why.
     #[error("the guest side failed; the event before this says why")]
     GuestFailed,
+    /// An operator has stopped the guest.
+    #[error("the guest is stopped here and would run there; continue it first")]
+    Stopped,
     /// A later command wants the opposite.
     #[error("a later command wants the opposite")]
     Countermanded,

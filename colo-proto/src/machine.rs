@@ -356,6 +356,11 @@ pub enum Notify {
     FilterCheckpoint(Epoch),
     /// Secondary: it takes over; translations live on until their connections end.
     FilterFailover,
+    /// The guest here is the VM from now on: it was taken over, or boots. What it says besides frames,
+    /// such as on a console, is said once.
+    Serves,
+    /// It is not any more: the other host has the VM, and what a guest here says it says too.
+    Shadows,
 }
 
 /// A message to send: one `writev` of head and body.

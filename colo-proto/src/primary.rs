@@ -129,8 +129,9 @@ impl Primary {
     pub(crate) fn into_secondary(self: Box<Self>) -> Box<Secondary> {
         let mut base = self.base;
         base.fenced = false;
-        // Another guest comes in its place.
+        // Another guest comes in its place, of which no operator has said anything here.
         base.set_broken(false);
+        base.stopped = false;
         Box::new(Secondary::new(base))
     }
 
@@ -998,6 +999,8 @@ impl Primary {
             Command::FailOver if self.base.waits(Until::HandedOver) => {
                 self.base.refuse(id, Refusal::InProgress);
             }
+            // The other host would run it.
+            Command::FailOver if self.base.stopped => self.base.refuse(id, Refusal::Stopped),
             // QEMU's dialect has no word for it.
             Command::FailOver if self.base.member.is_told() => {
                 let state = self.base.member.state();
@@ -1190,6 +1193,7 @@ impl Primary {
         self.base.answer_waiting(Until::HandedOver, Answer::Done);
         self.base
             .answer_waiting(Until::Alone, Answer::Refused(Refusal::NotOwner));
+        self.base.notify(Notify::Shadows);
         self.demoted = true;
     }
 

@@ -44,6 +44,8 @@ pub struct Secondary {
     pub(crate) base: Base,
     target: Target,
     dialling: Dialling,
+    /// How long the next attempt waits, if this one fails as the last ones did.
+    pause: Duration,
     cache: Cache,
     /// Own dirty pages still to be reported with the reply.
     reporting: PageSet,
@@ -75,10 +77,10 @@ pub(crate) enum Promotion {
 /// Whether and when the primary is dialled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Dialling {
-    /// At this time, if wanted; and how long to pause after a failure.
-    At(Instant, Duration),
+    /// At this time, if wanted.
+    At(Instant),
     /// A connection is being made, or the hello is on its way.
-    Connecting(Instant, Duration),
+    Connecting(Instant),
     /// The primary took us.
     Accepted,
 }
@@ -88,7 +90,8 @@ impl Secondary {
         let config = &base.config;
         Self {
             target: Target::Empty,
-            dialling: Dialling::At(base.now, config.redial),
+            dialling: Dialling::At(base.now),
+            pause: config.redial,
             cache: Cache::new(config.cache, &config.slots),
             reporting: PageSet::new(&config.slots),
             // The primary bounds what it mirrors between two cuts; one transaction may overlap.
@@ -219,6 +222,7 @@ impl Secondary {
         {
             // The state is whole here and the owner has said that this host may take over.
             self.base.failover.enter(ColoMode::Secondary);
+            self.pause = self.base.config.redial;
             let (mode, epoch) = (self.base.mode, self.base.epoch);
             self.base.event(Event::Protected { mode, epoch });
             return true;
@@ -234,15 +238,15 @@ impl Secondary {
             self.leave_colo();
             self.target = Target::Empty;
         }
-        if let Dialling::At(at, pause) = self.dialling
+        if let Dialling::At(at) = self.dialling
             && now >= at
             && self.may_dial()
         {
-            self.dialling = Dialling::Connecting(now, pause);
+            self.dialling = Dialling::Connecting(now);
             self.base.push(Output::Dial(Channel::Control));
             return true;
         }
-        if let Dialling::Connecting(since, _) = self.dialling
+        if let Dialling::Connecting(since) = self.dialling
             && now.since(since) >= self.base.config.handshake
         {
             let waited = self.base.config.handshake;
@@ -1050,21 +1054,26 @@ impl Secondary {
         self.reporting.clear();
         self.ack_due = None;
         if had_peer {
-            let unfit = matches!(why, PeerLost::Unfit | PeerLost::Faulty(_));
+            let unfit = matches!(
+                why,
+                PeerLost::Unfit | PeerLost::Faulty(_) | PeerLost::Local(_)
+            );
             self.base.event(Event::PeerLeft(why));
             self.redial(unfit);
         }
         self.base.local(Local::ReplicationDead);
     }
 
-    /// When to dial again: soon after a broken connection, later and later after refusals.
+    /// When to dial again: soon after a broken connection; later and later while the two do not fit
+    /// or the state cannot be loaded, since each attempt may send all memory and hold output.
     fn redial(&mut self, unfit: bool) {
         let first = self.base.config.redial;
-        let pause = match self.dialling {
-            Dialling::Connecting(_, pause) if unfit => (pause * 2).min(first * 16),
-            _ => first,
-        };
-        self.dialling = Dialling::At(self.base.now + pause, pause);
+        if unfit {
+            self.pause = (self.pause * 2).min(first * 16);
+        } else {
+            self.pause = first;
+        }
+        self.dialling = Dialling::At(self.base.now + self.pause);
     }
 
     /// Whether this host seeks an owner and nothing of an earlier pairing is left.
@@ -1111,6 +1120,7 @@ impl Secondary {
                 self.base.op(GuestOp::Replication(ReplicationOp::Stop {
                     failover: false,
                 }));
+                self.base.notify(Notify::Serves);
                 self.promoted = Some(Promotion::ColdBoot(generation));
             }
             MemberOutput::DiscardVm => {
@@ -1138,6 +1148,7 @@ impl Secondary {
         self.base
             .op(GuestOp::Replication(ReplicationOp::Stop { failover: true }));
         self.base.notify(Notify::FilterFailover);
+        self.base.notify(Notify::Serves);
         for frame in self.shadow.take() {
             self.base.release(frame);
         }
@@ -1205,8 +1216,8 @@ impl Machine for Secondary {
     fn poll_timeout(&self) -> Option<Deadline> {
         let base = &self.base;
         let dial = match self.dialling {
-            Dialling::At(at, _) if self.may_dial() => Some(at),
-            Dialling::Connecting(since, _) => Some(since + base.config.handshake),
+            Dialling::At(at) if self.may_dial() => Some(at),
+            Dialling::Connecting(since) => Some(since + base.config.handshake),
             _ => None,
         };
         let dial = dial.map(|at| Deadline {

@@ -11,7 +11,9 @@ use colo_proto::{
     error::PeerFault,
     event::{Event, PeerLost},
     id::{Channel, Epoch, Role, Slot},
-    machine::{Body, Captured, GuestDone, GuestOp, GuestOpKind, Input, Machine as _, Output, Sink},
+    machine::{
+        Body, Captured, GuestDone, GuestOp, GuestOpKind, Input, Machine as _, Notify, Output, Sink,
+    },
     member::{
         Arbitration, BootId, Health, MacKey, MemberConfig, MemberState, NodeId, PathId, VmId,
     },
@@ -119,6 +121,17 @@ impl Two {
             pair.start(at, Host::new(node, Toy::default()));
         }
         Self(pair)
+    }
+
+    /// Power on again, with what was kept on the disk.
+    fn restart(&mut self, at: usize, more: impl Fn(ConfigBuilder) -> ConfigBuilder) {
+        let id = at as u64 + 1;
+        let peer = MemberConfig::new(VmId([7; 16]), NodeId(3 - id), MacKey([7; 16]));
+        let builder = Config::builder(NodeId(id), peer, &[(Slot(0), 16)]);
+        let config = more(builder).build().unwrap();
+        let (record, now) = (self.0.record(at), self.0.now());
+        let node = Node::new(config, Start::Secondary, BootId(100 + id), record, id, now);
+        self.0.start(at, Host::new(node, Toy::default()));
     }
 
     fn protected(more: impl Fn(ConfigBuilder) -> ConfigBuilder) -> Self {
@@ -533,4 +546,81 @@ fn a_zombie_that_thaws_in_a_capture_is_not_taken_for_a_broken_driver() {
     two.0.errand(0, Errand::Guest).unwrap();
     let (epoch, frame) = (two.guest(0).epoch, Bytes::from_static(b"hello"));
     two.0.input(0, Input::FromGuest { epoch, frame }).unwrap();
+}
+
+#[test]
+fn a_frame_said_on_the_way_to_a_takeover_does_not_end_the_next_pairing() {
+    let mut two = Two::protected(lockstep);
+    two.run(100);
+    two.0.kill(0).unwrap();
+    let (epoch, frame) = (two.status(1).epoch, Bytes::from_static(CLIENT));
+    two.0.input(1, Input::FromGuest { epoch, frame }).unwrap();
+    assert!(two.until(5_000, NOTHING, |two| two.status(1).role == Role::Primary));
+    two.restart(0, lockstep);
+    two.protect();
+    two.run(12_000);
+    let left = |event: &Event| matches!(event, Event::PeerLeft(_));
+    assert_eq!(two.count(1, left), 0, "the stall is ten seconds");
+}
+
+#[test]
+fn a_replica_that_can_never_be_loaded_is_tried_less_and_less_often() {
+    for kind in [GuestOpKind::CheckState, GuestOpKind::LoadState] {
+        let mut two = Two::new(false, |member| member, standby);
+        for _ in 0..60_000 {
+            two.guest(1).fail = Some(kind);
+            two.tick(NOTHING, &|_, _| false);
+        }
+        let tries = two.count(0, |event| matches!(event, Event::PeerAccepted { .. }));
+        // After a quarter of a second first, every four in the end.
+        assert!((10..25).contains(&tries), "{tries}");
+        two.guest(1).fail = None;
+        two.protect();
+    }
+}
+
+#[test]
+fn a_host_is_told_when_its_guest_is_the_vm_and_when_it_is_not_any_more() {
+    let told = |two: &mut Two, at: usize| -> Vec<Notify> {
+        let reports = two.reports().into_iter();
+        let notes = reports.filter_map(|(host, output)| match output {
+            Output::Notify(note @ (Notify::Serves | Notify::Shadows)) if host == at => Some(note),
+            _ => None,
+        });
+        notes.collect()
+    };
+    let mut two = Two::new(false, |member| member, standby);
+    assert!(two.until(5_000, NOTHING, Two::is_protected));
+    assert_eq!(told(&mut two, 0), [Notify::Serves]);
+    two.command(0, 1, Command::FailOver);
+    assert!(two.until(5_000, NOTHING, |two| two.status(1).role == Role::Primary));
+    two.run(500);
+    assert_eq!(told(&mut two, 0), [Notify::Shadows]);
+    // Both lose power, and the last owner boots the VM, started as a secondary like every host.
+    two.0.kill(0).unwrap();
+    two.run(5_000);
+    two.0.kill(1).unwrap();
+    two.reports();
+    two.restart(1, standby);
+    assert!(two.until(5_000, NOTHING, |two| two.status(1).role == Role::Primary));
+    assert_eq!(told(&mut two, 1), [Notify::Serves]);
+}
+
+#[test]
+fn a_stop_does_not_outlive_the_guest_that_was_stopped() {
+    let mut two = Two::protected(standby);
+    two.command(0, 1, Command::Stop);
+    two.run(100);
+    two.command(0, 2, Command::FailOver);
+    let refused = Answer::Refused(Refusal::Stopped);
+    assert_eq!(two.answers().last(), Some(&(2, refused)));
+    // The other host takes over all the same when this one dies or says that it is lost.
+    two.command(1, 3, Command::LostHeartbeat);
+    assert!(two.until(10_000, NOTHING, |two| two.status(1).role == Role::Primary));
+    two.protect();
+    assert!(two.guest(1).running);
+    two.0.kill(1).unwrap();
+    assert!(two.until(10_000, NOTHING, |two| two.status(0).role == Role::Primary));
+    two.run(500);
+    assert!(two.guest(0).running);
 }

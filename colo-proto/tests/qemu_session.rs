@@ -276,3 +276,20 @@ fn the_feeder_refuses_what_its_machine_has_not_asked_for() {
         "CHECKPOINT_REQUEST was sent before it was due"
     );
 }
+
+#[test]
+fn a_migration_may_take_longer_to_send_than_any_step_may_stall() {
+    let mut feeder = Feeder::new(NOW, Duration::from_secs(30));
+    let mut reader = Reader::new(Limits::default(), Expectation::default());
+    let mut input = recording();
+    let mut now = NOW;
+    while let Some(item) = reader.skip_pages(&mut input).unwrap() {
+        // Something goes out all the time: nothing is ever silent.
+        now = now + Duration::from_millis(700);
+        feeder.handle_sent(now, &item).unwrap();
+        if matches!(item, Item::Description(_)) {
+            break;
+        }
+    }
+    assert!(now.since(NOW) > Duration::from_secs(660));
+}

@@ -87,7 +87,7 @@ fn a_standby_in_the_order_of_qemu_and_with_a_full_cache() {
 fn guests_in_lockstep() {
     assert_eq!(
         explore(LOCKSTEP, &[USUAL.as_slice(), &[AGREED]].concat()),
-        28_443
+        27_211
     );
 }
 
@@ -95,7 +95,7 @@ fn guests_in_lockstep() {
 fn guests_in_lockstep_in_the_order_of_qemu_and_with_a_full_cache() {
     let sometimes = [USUAL.as_slice(), &[AGREED]].concat();
     let states = variants(LOCKSTEP).map(|system| explore(system, &sometimes));
-    assert_eq!(states, [24_771, 29_580, 26_235]);
+    assert_eq!(states, [23_627, 28_320, 25_063]);
 }
 
 /// Time passes, the operator stops and continues the guest and changes the mode.
@@ -115,7 +115,7 @@ fn what_an_operator_and_a_slow_link_may_do() {
         switches: 0,
         ..OPERATED
     };
-    assert_eq!(explore(Epochs { budget, ..STANDBY }, &USUAL), 26_220);
+    assert_eq!(explore(Epochs { budget, ..STANDBY }, &USUAL), 26_325);
 }
 
 /// `cargo test --release -p colo-tests --test model epoch -- --ignored`
@@ -141,7 +141,7 @@ fn any_order_at_any_moment() {
         failovers: 0,
         ..BUDGET
     };
-    for (system, states) in [(STANDBY, 4_105), (LOCKSTEP, 46_915)] {
+    for (system, states) in [(STANDBY, 4_105), (LOCKSTEP, 46_175)] {
         let system = Epochs { budget, ..system };
         assert_eq!(explore(system, &[PROTECTED, ALONE]), states);
     }

@@ -73,7 +73,8 @@ pub(crate) fn run(args: &DaemonArgs, start: Start) -> Result<ExitCode, Failure> 
 
     let fate: Arc<Fate> = Arc::default();
     let ending = Arc::clone(&fate);
-    built.console.set_muted(start == Start::Secondary);
+    // Until the loop hears that this host serves.
+    built.console.set_muted(true);
     let guest = KvmGuest::new(&config, built, move |ended| ending.hear(ended))?;
     if start == Start::Secondary {
         guest.populate()?;

@@ -121,6 +121,10 @@ impl Feeder {
     pub fn handle_sent(&mut self, now: Instant, item: &Item) -> Result<(), FeedError> {
         Self::due(self.may_send(), item)?;
         self.since = now;
+        if let Some(primary) = &mut self.primary {
+            // It hears of pages and state when all of them are sent; that may take its time.
+            primary.base.progress = now;
+        }
         match item {
             Item::RamStart { table, .. } => {
                 self.pages = PageSet::new(&table.slots());

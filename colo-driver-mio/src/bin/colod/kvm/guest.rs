@@ -316,8 +316,10 @@ impl Guest for KvmGuest {
     }
 
     fn notify(&mut self, notify: Notify) {
-        if notify == Notify::FilterFailover {
-            self.console.set_muted(false);
+        match notify {
+            Notify::Serves => self.console.set_muted(false),
+            Notify::Shadows => self.console.set_muted(true),
+            _ => {}
         }
     }
 
