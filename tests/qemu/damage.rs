@@ -1,7 +1,13 @@
 //! A primary that sends rubbish loses its link and nothing else: the last good checkpoint is kept,
-//! not resumed, and the standby takes the next primary. No QEMU needed.
+//! not resumed, and the standby takes the next primary. Nor does what fails on this side cost the
+//! guest. No QEMU needed.
 
-use std::io::{Read as _, Write as _};
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    sync::{Arc, mpsc::channel},
+    time::Duration,
+};
 
 use clap::Parser as _;
 use colo_driver_mio::qemu::{
@@ -16,6 +22,11 @@ use crate::{
     side::Side,
     vm::arguments,
 };
+
+/// QEMU's messages, as they stand on the wire.
+const READY: [u8; 4] = [0, 0, 0, 0];
+const REQUEST: [u8; 4] = [0, 0, 0, 1];
+const REPLY: [u8; 4] = [0, 0, 0, 2];
 
 #[derive(clap::Parser)]
 #[command(no_binary_name = true)]
@@ -38,6 +49,17 @@ struct Inspect {
     args: InspectArgs,
 }
 
+fn connect(address: &str) -> TcpStream {
+    TcpStream::connect(address.trim_start_matches("tcp:")).unwrap()
+}
+
+/// How many bytes of the recording are its migration.
+fn migration() -> usize {
+    let line = Inspect::try_parse_from([RECORDING]).unwrap();
+    let report = inspect::inspect(&line.args).unwrap();
+    usize::try_from(report.initial.end.unwrap()).unwrap()
+}
+
 #[test]
 fn rubbish_costs_the_link_and_not_the_last_good_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
@@ -58,7 +80,7 @@ fn rubbish_costs_the_link_and_not_the_last_good_checkpoint() {
     let third = &report.checkpoints[2];
     let mut damaged = recording();
     damaged[third.end as usize - 1] = 0x7E;
-    let mut primary = std::net::TcpStream::connect(side.uri.trim_start_matches("tcp:")).unwrap();
+    let mut primary = connect(&side.uri);
     // It does not wait for replies, which is its own affair.
     primary.write_all(&damaged[..third.end as usize]).unwrap();
     let mut replies = vec![];
@@ -80,7 +102,7 @@ fn rubbish_costs_the_link_and_not_the_last_good_checkpoint() {
     let kept = std::fs::read(&out).unwrap();
 
     // Whatever comes next, the good one stays until a better one is whole.
-    let mut hostile = std::net::TcpStream::connect(side.uri.trim_start_matches("tcp:")).unwrap();
+    let mut hostile = connect(&side.uri);
     hostile
         .write_all(b"QEVM\0\0\0\x03\x07\xff\xff\xff\xff")
         .unwrap();
@@ -122,5 +144,59 @@ fn a_file_that_cannot_be_written_is_refused_before_a_primary_is_awaited() {
         let said = refused.unwrap_err().to_string();
         assert!(said.starts_with("cannot write the stream to"), "{said}");
         assert!(said.contains(says), "{said}");
+    }
+}
+
+/// Whoever prints an event, or the disk below --state, takes longer than the idle silence. The next
+/// checkpoint is asked for meanwhile, or at once afterwards: either way the primary has the VM.
+#[test]
+fn a_primary_is_not_silent_because_this_side_was_busy() {
+    for meanwhile in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("vm.stream");
+        let args = StandbyLine::try_parse_from([
+            "--listen",
+            "127.0.0.1:0",
+            "--idle-silence",
+            "500",
+            "--out",
+            out.to_str().unwrap(),
+        ]);
+        let args = args.unwrap().args;
+        let (stop, (tell, events)) = (Arc::new(Stop::new().unwrap()), channel());
+        let (asked, is_asked) = channel::<()>();
+        let (rested, is_rested) = channel();
+        let stopping = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            standby::run(&args, &stopping, &mut |event| {
+                if let Event::Whole { epoch: 0, .. } = event {
+                    if meanwhile {
+                        is_asked.recv().unwrap();
+                    }
+                    std::thread::sleep(Duration::from_millis(600));
+                    rested.send(()).unwrap();
+                }
+                let _ = tell.send(event);
+            })
+        });
+        let Event::Listening { address } = events.recv().unwrap() else {
+            panic!("expected to listen first");
+        };
+        let mut primary = connect(&address);
+        primary.write_all(&recording()[..migration()]).unwrap();
+        let mut reply = [9; 4];
+        primary.read_exact(&mut reply).unwrap();
+        assert_eq!(reply, READY);
+        if !meanwhile {
+            is_rested.recv().unwrap();
+        }
+        primary.write_all(&REQUEST).unwrap();
+        let _ = asked.send(());
+        let answered = primary.read_exact(&mut reply).map(|()| reply);
+        stop.ask();
+        let outcome = thread.join().unwrap();
+        let said: Vec<Event> = events.try_iter().collect();
+        assert_eq!(answered.ok(), Some(REPLY), "{meanwhile}: {said:?}");
+        assert_eq!(outcome.unwrap(), Outcome::Stopped);
     }
 }
