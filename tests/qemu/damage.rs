@@ -200,3 +200,35 @@ fn a_primary_is_not_silent_because_this_side_was_busy() {
         assert_eq!(outcome.unwrap(), Outcome::Stopped);
     }
 }
+
+/// The whole process group: a signal for the shell alone would leave QEMU behind.
+#[test]
+fn who_ends_the_standby_ends_the_command_that_resumes() {
+    let dir = tempfile::tempdir().unwrap();
+    let ready = dir.path().join("ready");
+    // QEMU's part is played by a child that the shell waits for.
+    let command = format!(
+        "trap 'exit 7' TERM; cat > /dev/null; (trap 'echo ended > {0}; exit' TERM; echo > {0}; \
+         while :; do sleep 0.1; done); exit 8",
+        ready.display()
+    );
+    let line = ["--listen", "127.0.0.1:0", "--resume-with", &command];
+    let side = Side::start(arguments(line));
+    connect(&side.uri).write_all(&recording()).unwrap();
+    assert_eq!(side.next(), Event::Connected);
+    let (lost, _) = side.after_checkpoints();
+    assert!(
+        matches!(lost, Event::Lost { resumes: true, .. }),
+        "{lost:?}"
+    );
+    assert!(matches!(side.next(), Event::Piped { .. }));
+    while !ready.exists() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    side.stop();
+    let Outcome::Resumed(_, Some(status)) = side.join() else {
+        panic!("it was resumed");
+    };
+    assert_eq!(status.code(), Some(7));
+    assert_eq!(std::fs::read_to_string(ready).unwrap(), "ended\n");
+}

@@ -78,6 +78,11 @@ impl Side {
         }
     }
 
+    /// What a signal does.
+    pub(crate) fn stop(&self) {
+        self.stop.ask();
+    }
+
     pub(crate) fn join(mut self) -> Outcome {
         self.thread.take().unwrap().join().unwrap().unwrap()
     }

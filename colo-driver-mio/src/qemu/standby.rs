@@ -42,6 +42,9 @@ use super::{
     migrate                   {\"uri\": \"tcp:STANDBY:4444\"}\n\n\
     The stream is the command's standard input: -incoming fd:0, or -incoming 'exec:cat' where \
     descriptor 0 is taken. A file: -incoming 'exec:cat vm.stream'.\n\n\
+    Ctrl-C or TERM ends the standby with status 130. While the command runs it is sent TERM \
+    instead, with all that it started, and the standby ends when it does; a second signal ends \
+    the standby at once.\n\n\
     WHAT THIS DOES NOT PROMISE: QEMU releases its output at once. What the guest sent or wrote to \
     shared storage after the last complete checkpoint has happened for the world and not for the \
     resumed guest. Nor is the primary fenced: a primary that is only unreachable may still run \
@@ -190,7 +193,8 @@ pub enum StandbyError {
     System(#[from] io::Error),
 }
 
-/// Runs until a checkpoint was resumed or `stop` is asked.
+/// Runs until a checkpoint was resumed or `stop` is asked. While the command runs that asks the
+/// command.
 ///
 /// # Errors
 /// What this side could not do. A primary's faults are events.
@@ -203,7 +207,7 @@ pub fn run(
         takeover::can_write(out).map_err(|e| resume_error(out.display(), e))?;
     }
     if args.from_state {
-        return from_state(args, on);
+        return from_state(args, stop, on);
     }
     let address = args.listen.as_ref().ok_or(StandbyError::Nothing)?;
     let listener = Listener::bind(address).map_err(|error| StandbyError::Listen {
@@ -251,7 +255,7 @@ pub fn run(
             drop(listener);
             let epoch = held.state.epoch;
             let pipe = |stdin| takeover::write(&held.state, &held.image, stdin);
-            let status = command(args, epoch, pipe, clock, on)?;
+            let status = command(args, epoch, stop, pipe, clock, on)?;
             return Ok(Outcome::Resumed(epoch, status));
         }
     }
@@ -306,7 +310,11 @@ fn write_out(
 }
 
 /// Takes the checkpoint from the state directory.
-fn from_state(args: &StandbyArgs, on: &mut dyn FnMut(Event)) -> Result<Outcome, StandbyError> {
+fn from_state(
+    args: &StandbyArgs,
+    stop: &Stop,
+    on: &mut dyn FnMut(Event),
+) -> Result<Outcome, StandbyError> {
     let dir = args.state.as_deref().ok_or(StandbyError::Nothing)?;
     let clock = Clock::start();
     let newest = || -> Result<(Epoch, Box<dyn Read>), StandbyError> {
@@ -323,13 +331,14 @@ fn from_state(args: &StandbyArgs, on: &mut dyn FnMut(Event)) -> Result<Outcome, 
         (epoch, stream) = newest()?;
     }
     let pipe = |mut stdin: ChildStdin| io::copy(&mut stream, &mut stdin);
-    let status = command(args, epoch, pipe, clock, on)?;
+    let status = command(args, epoch, stop, pipe, clock, on)?;
     Ok(Outcome::Resumed(epoch, status))
 }
 
 fn command(
     args: &StandbyArgs,
     epoch: Epoch,
+    stop: &Stop,
     pipe: impl FnOnce(ChildStdin) -> io::Result<u64>,
     clock: Clock,
     on: &mut dyn FnMut(Event),
@@ -338,7 +347,7 @@ fn command(
         return Ok(None);
     };
     let lost = clock.now();
-    let status = takeover::to_command(epoch, command, pipe, |bytes| {
+    let status = takeover::to_command(epoch, command, stop, pipe, |bytes| {
         on(Event::Piped {
             bytes,
             after_us: micros(clock.now().since(lost)),
