@@ -4,7 +4,8 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::TcpStream,
+    net::{Shutdown, TcpStream},
+    path::PathBuf,
     sync::{Arc, mpsc::channel},
     time::Duration,
 };
@@ -16,6 +17,8 @@ use colo_driver_mio::qemu::{
     inspect::{self, InspectArgs},
     standby::{self, Event, Outcome, StandbyArgs},
 };
+use colo_proto::id::Epoch;
+use tempfile::TempDir;
 
 use crate::{
     inspect::{RECORDING, recording},
@@ -53,6 +56,26 @@ fn connect(address: &str) -> TcpStream {
     TcpStream::connect(address.trim_start_matches("tcp:")).unwrap()
 }
 
+/// A primary that does not wait for replies, which is its own affair, and then dies.
+fn send(address: &str, bytes: &[u8]) {
+    let mut primary = connect(address);
+    primary.write_all(bytes).unwrap();
+    primary.shutdown(Shutdown::Write).unwrap();
+    // The link may be reset: what was not read of it is lost.
+    let _ = primary.read_to_end(&mut vec![]);
+}
+
+/// The third checkpoint's blob lacks its end mark: everything before that byte is good.
+fn rubbish() -> Vec<u8> {
+    let line = Inspect::try_parse_from([RECORDING]).unwrap();
+    let report = inspect::inspect(&line.args).unwrap();
+    let end = usize::try_from(report.checkpoints[2].end).unwrap();
+    let mut damaged = recording();
+    damaged.truncate(end);
+    damaged[end - 1] = 0x7E;
+    damaged
+}
+
 /// How many bytes of the recording are its migration.
 fn migration() -> usize {
     let line = Inspect::try_parse_from([RECORDING]).unwrap();
@@ -74,18 +97,7 @@ fn rubbish_costs_the_link_and_not_the_last_good_checkpoint() {
         state.as_os_str(),
     ]));
 
-    // The third checkpoint's blob lacks its end mark: everything before that byte is good.
-    let line = Inspect::try_parse_from([RECORDING]).unwrap();
-    let report = inspect::inspect(&line.args).unwrap();
-    let third = &report.checkpoints[2];
-    let mut damaged = recording();
-    damaged[third.end as usize - 1] = 0x7E;
-    let mut primary = connect(&side.uri);
-    // It does not wait for replies, which is its own affair.
-    primary.write_all(&damaged[..third.end as usize]).unwrap();
-    let mut replies = vec![];
-    // The link may be reset: what was not read of it is lost.
-    let _ = primary.read_to_end(&mut replies);
+    send(&side.uri, &rubbish());
     assert_eq!(side.next(), Event::Connected);
     let (lost, newest) = side.after_checkpoints();
     let Event::Lost {
@@ -214,7 +226,7 @@ fn who_ends_the_standby_ends_the_command_that_resumes() {
     );
     let line = ["--listen", "127.0.0.1:0", "--resume-with", &command];
     let side = Side::start(arguments(line));
-    connect(&side.uri).write_all(&recording()).unwrap();
+    send(&side.uri, &recording());
     assert_eq!(side.next(), Event::Connected);
     let (lost, _) = side.after_checkpoints();
     assert!(
@@ -231,4 +243,69 @@ fn who_ends_the_standby_ends_the_command_that_resumes() {
     };
     assert_eq!(status.code(), Some(7));
     assert_eq!(std::fs::read_to_string(ready).unwrap(), "ended\n");
+}
+
+/// A standby whose disk of `--out` goes away, and comes back when `mount` is made again.
+fn without_a_disk(more: &[&str]) -> (TempDir, PathBuf, Side) {
+    let dir = tempfile::tempdir().unwrap();
+    let mount = dir.path().join("mount");
+    std::fs::create_dir(&mount).unwrap();
+    let out = mount.join("vm.stream");
+    let line = ["--listen", "127.0.0.1:0", "--out", out.to_str().unwrap()];
+    let side = Side::start(arguments(line.iter().chain(more).copied()));
+    std::fs::remove_dir(&mount).unwrap();
+    (dir, mount, side)
+}
+
+#[test]
+fn a_file_that_cannot_be_written_does_not_cost_the_resume() {
+    let (_dir, _, side) = without_a_disk(&["--resume-with", "cat > /dev/null"]);
+    send(&side.uri, &recording());
+    assert_eq!(side.next(), Event::Connected);
+    let (lost, Some(11)) = side.after_checkpoints() else {
+        panic!("eleven checkpoints");
+    };
+    assert!(
+        matches!(lost, Event::Lost { resumes: true, .. }),
+        "{lost:?}"
+    );
+    assert!(matches!(side.next(), Event::NotWritten { .. }));
+    assert!(matches!(side.next(), Event::Piped { .. }));
+    let said = side.end().unwrap_err().to_string();
+    assert!(said.starts_with("cannot write the stream to"), "{said}");
+    assert!(said.contains("No such file"), "{said}");
+}
+
+#[test]
+fn a_file_that_is_all_there_will_be_is_tried_until_it_is_written() {
+    let (_dir, mount, side) = without_a_disk(&[]);
+    send(&side.uri, &recording());
+    assert_eq!(side.next(), Event::Connected);
+    side.after_checkpoints();
+    assert!(matches!(side.next(), Event::NotWritten { .. }));
+    std::fs::create_dir(mount).unwrap();
+    while !matches!(side.next(), Event::Written { .. }) {}
+    assert_eq!(side.join(), Outcome::Resumed(Epoch(11), None));
+
+    let (_dir, _, side) = without_a_disk(&[]);
+    send(&side.uri, &recording());
+    while !matches!(side.next(), Event::NotWritten { .. }) {}
+    side.stop();
+    side.end().unwrap_err();
+}
+
+#[test]
+fn a_file_that_cannot_be_written_does_not_cost_the_standby() {
+    let (_dir, mount, side) = without_a_disk(&[]);
+    send(&side.uri, &rubbish());
+    assert_eq!(side.next(), Event::Connected);
+    let (lost, _) = side.after_checkpoints();
+    assert!(
+        matches!(lost, Event::Lost { resumes: false, .. }),
+        "{lost:?}"
+    );
+    assert!(matches!(side.next(), Event::NotWritten { .. }));
+    std::fs::create_dir(mount).unwrap();
+    send(&side.uri, &recording());
+    assert_eq!(side.join(), Outcome::Resumed(Epoch(11), None));
 }

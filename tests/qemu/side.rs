@@ -83,8 +83,12 @@ impl Side {
         self.stop.ask();
     }
 
-    pub(crate) fn join(mut self) -> Outcome {
-        self.thread.take().unwrap().join().unwrap().unwrap()
+    pub(crate) fn join(self) -> Outcome {
+        self.end().unwrap()
+    }
+
+    pub(crate) fn end(mut self) -> Result<Outcome, StandbyError> {
+        self.thread.take().unwrap().join().unwrap()
     }
 }
 

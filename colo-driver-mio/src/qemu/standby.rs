@@ -25,6 +25,9 @@ use super::{
     wait::{Clock, Stop, Woken},
 };
 
+/// How soon a file that is all there will be of the VM is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// Be the COLO secondary of an unmodified QEMU primary, without running a VM.
 ///
 /// Keeps the newest complete checkpoint: a RAM image that changes by whole checkpoints only, and
@@ -138,6 +141,11 @@ pub enum Event {
         /// Microseconds since the loss.
         after_us: u64,
     },
+    /// The stream could not be written into a file.
+    NotWritten {
+        /// Why.
+        reason: String,
+    },
     /// The command has taken the whole stream.
     Piped {
         /// Length in bytes.
@@ -249,16 +257,37 @@ pub fn run(
             resumes,
         });
         let Some(held) = held else { continue };
-        write_out(args, &held, clock, on)?;
+        let written = write_out(args, &held, clock, on);
         if resumes {
             // Nobody else may believe to be protected here.
             drop(listener);
-            let epoch = held.state.epoch;
-            let pipe = |stdin| takeover::write(&held.state, &held.image, stdin);
-            let status = command(args, epoch, stop, pipe, clock, on)?;
-            return Ok(Outcome::Resumed(epoch, status));
+            return resume(args, &held, written, stop, clock, on);
         }
     }
+}
+
+/// This side has the VM. A file that cannot be written is an error afterwards: it must not cost the
+/// guest.
+fn resume(
+    args: &StandbyArgs,
+    held: &Held,
+    mut written: Result<(), StandbyError>,
+    stop: &Stop,
+    clock: Clock,
+    on: &mut dyn FnMut(Event),
+) -> Result<Outcome, StandbyError> {
+    // With neither command nor directory nothing but the file will remain of it.
+    let alone = args.resume_with.is_none() && args.state.is_none();
+    while alone && written.is_err() {
+        if clock.pause(clock.now() + RETRY, stop)? {
+            return written.map(|()| Outcome::Stopped);
+        }
+        written = write_out(args, held, clock, on);
+    }
+    let epoch = held.state.epoch;
+    let pipe = |stdin| takeover::write(&held.state, &held.image, stdin);
+    let status = command(args, epoch, stop, pipe, clock, on)?;
+    written.map(|()| Outcome::Resumed(epoch, status))
 }
 
 fn terms(args: &StandbyArgs) -> Terms {
@@ -302,11 +331,17 @@ fn write_out(
     };
     let start = clock.now();
     let written = takeover::to_file(path, |f| takeover::write(&held.state, &held.image, f));
-    on(Event::Written {
-        bytes: written.map_err(|e| resume_error(path.display(), e))?,
-        after_us: micros(clock.now().since(start)),
+    let written = written.map_err(|e| resume_error(path.display(), e));
+    on(match &written {
+        Ok(bytes) => Event::Written {
+            bytes: *bytes,
+            after_us: micros(clock.now().since(start)),
+        },
+        Err(error) => Event::NotWritten {
+            reason: error.to_string(),
+        },
     });
-    Ok(())
+    written.map(drop)
 }
 
 /// Takes the checkpoint from the state directory.

@@ -72,11 +72,17 @@ pub(super) fn to_file(
     write: impl FnOnce(&File) -> io::Result<u64>,
 ) -> io::Result<u64> {
     let partial = partial(path);
-    let file = File::create(&partial)?;
-    let length = write(&file)?;
-    file.sync_all()?;
-    std::fs::rename(&partial, path)?;
-    Ok(length)
+    let written = File::create(&partial).and_then(|file| {
+        let length = write(&file)?;
+        file.sync_all()?;
+        std::fs::rename(&partial, path)?;
+        Ok(length)
+    });
+    if written.is_err() {
+        // Half a stream is of no use, and the room that it takes may be what --state lacks.
+        let _ = std::fs::remove_file(&partial);
+    }
+    written
 }
 
 /// Runs a shell command with a stream on its standard input, and waits for its end. If `stop` is

@@ -97,4 +97,10 @@ impl Clock {
             }
         }
     }
+
+    /// Waits until `until`; whether `stop` was asked before.
+    pub(super) fn pause(&self, until: Instant, stop: &Stop) -> io::Result<bool> {
+        let woken = self.wait(stop.asked.as_fd(), false, Some(until), stop)?;
+        Ok(woken == Woken::Stop)
+    }
 }

@@ -132,6 +132,7 @@ fn standby_line(event: &standby::Event) -> String {
         Event::Written { bytes, after_us } => {
             format!("wrote {bytes} bytes, {after_us} \u{b5}s after the loss")
         }
+        Event::NotWritten { reason } => reason.clone(),
         Event::Piped { bytes, after_us } => {
             format!("the command took {bytes} bytes, {after_us} \u{b5}s after the loss")
         }
