@@ -309,3 +309,54 @@ fn a_file_that_cannot_be_written_does_not_cost_the_standby() {
     send(&side.uri, &recording());
     assert_eq!(side.join(), Outcome::Resumed(Epoch(11), None));
 }
+
+/// The primary starts anew, and its host dies in the migration. It ran on after the checkpoint that
+/// is held, so that one is for the file alone.
+#[test]
+fn a_checkpoint_that_is_not_resumed_is_for_the_file_until_a_newer_one_is_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let resumed = dir.path().join("resumed");
+    let command = format!("cat > {}", resumed.display());
+    let out = dir.path().join("second");
+    let line = ["--listen", "127.0.0.1:0", "--out", out.to_str().unwrap()];
+    let side = Side::start(arguments(line));
+    send(&side.uri, &rubbish());
+    while !matches!(side.next(), Event::Written { .. }) {}
+    let second = std::fs::read(out).unwrap();
+
+    let (_dir, mount, side) = without_a_disk(&["--resume-with", &command]);
+    let no_file = || loop {
+        match side.after_checkpoints().0 {
+            Event::NotWritten { .. } | Event::Connected => {}
+            other => break other,
+        }
+    };
+    let lost = |event, newest| matches!(event, Event::Lost { epoch, resumes: false, .. } if epoch == newest);
+    send(&side.uri, &rubbish());
+    assert!(lost(no_file(), Some(2)));
+    send(&side.uri, &recording()[..migration() / 2]);
+    assert!(lost(no_file(), None));
+    std::fs::create_dir(&mount).unwrap();
+    assert!(matches!(no_file(), Event::Written { .. }));
+    assert!(std::fs::read(mount.join("vm.stream")).unwrap() == second);
+    assert!(!resumed.exists());
+    // Without a file once more, and the newer one is whole: the older one does not come back.
+    std::fs::remove_dir_all(&mount).unwrap();
+    send(&side.uri, &rubbish());
+    assert!(lost(no_file(), Some(2)));
+    let mut primary = connect(&side.uri);
+    primary.write_all(&recording()[..migration()]).unwrap();
+    primary.read_exact(&mut [0; 4]).unwrap();
+    std::fs::create_dir(&mount).unwrap();
+    drop(primary);
+    let Event::Lost {
+        epoch: Some(0),
+        resumes: true,
+        ..
+    } = no_file()
+    else {
+        panic!("the newer one is resumed");
+    };
+    assert!(matches!(side.join(), Outcome::Resumed(Epoch(0), Some(_))));
+    assert!(std::fs::read(mount.join("vm.stream")).unwrap() == std::fs::read(resumed).unwrap());
+}

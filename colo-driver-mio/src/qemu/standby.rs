@@ -25,7 +25,7 @@ use super::{
     wait::{Clock, Stop, Woken},
 };
 
-/// How soon a file that is all there will be of the VM is tried again.
+/// How soon a file that could not be written is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Be the COLO secondary of an unmodified QEMU primary, without running a VM.
@@ -66,7 +66,8 @@ pub struct StandbyArgs {
     #[arg(long, requires = "state", conflicts_with = "listen")]
     pub from_state: bool,
     /// Shell command that resumes: it gets the stream on standard input, the checkpoint's number in
-    /// `COLO_EPOCH`.
+    /// `COLO_EPOCH`. A checkpoint is not resumed if its primary spoilt the link and may run on:
+    /// only --state and --out keep it then.
     #[arg(long, value_name = "COMMAND")]
     pub resume_with: Option<OsString>,
     /// Write the stream to this file, whole or not at all.
@@ -129,7 +130,7 @@ pub enum Event {
     Lost {
         /// Why.
         reason: String,
-        /// The newest whole state, if there is one.
+        /// The newest whole state that it brought, if it brought one.
         epoch: Option<u64>,
         /// Whether it will be resumed.
         resumes: bool,
@@ -228,9 +229,17 @@ pub fn run(
         address: listener.address()?.to_string(),
     });
     let clock = Clock::start();
+    // What `--out` does not have yet. It is for the file only: the primary ran on after it.
+    let mut unwritten: Option<Held> = None;
     loop {
-        if clock.wait(listener.as_fd(), false, None, stop)? == Woken::Stop {
-            return Ok(Outcome::Stopped);
+        let again = unwritten.as_ref().map(|_| clock.now() + RETRY);
+        match clock.wait(listener.as_fd(), false, again, stop)? {
+            Woken::Stop => return Ok(Outcome::Stopped),
+            Woken::Deadline => {
+                unwritten = unwritten.filter(|held| write_out(args, held, clock, on).is_err());
+                continue;
+            }
+            Woken::Ready => {}
         }
         let Some(stream) = listener.accept()? else {
             continue;
@@ -238,6 +247,7 @@ pub fn run(
         on(Event::Connected);
         let link = Link::new(stream, terms(args), clock, stop);
         let (end, held) = link.serve(|kept| {
+            unwritten = None;
             on(whole(&kept));
             match &mut store {
                 Some(store) => store.keep(&kept.held.state, &kept.held.image, kept.changed),
@@ -263,6 +273,7 @@ pub fn run(
             drop(listener);
             return resume(args, &held, written, stop, clock, on);
         }
+        unwritten = written.is_err().then_some(held);
     }
 }
 
