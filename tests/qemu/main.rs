@@ -6,7 +6,7 @@
 //! | `standby.rs` | 200 checkpoints of a QEMU primary, its death, and the guest goes on |
 //! | `feed.rs` | a QEMU secondary takes a recording, and runs on when told that its primary is lost |
 //! | `cuts.rs` | a primary that dies at any byte leaves a usable standby |
-//! | `damage.rs` | a primary that sends rubbish loses its link and nothing else |
+//! | `damage.rs` | a primary that sends rubbish loses its link and nothing else; nor does what fails on this side cost the guest |
 //! | `devices.rs` | whatever devices and machine the primary has |
 //! | `vm.rs`, `qmp.rs`, `proxy.rs`, `side.rs` | QEMU processes, their monitors, a link that is cut, the standby beside them |
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]

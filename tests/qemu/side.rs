@@ -78,8 +78,17 @@ impl Side {
         }
     }
 
-    pub(crate) fn join(mut self) -> Outcome {
-        self.thread.take().unwrap().join().unwrap().unwrap()
+    /// What a signal does.
+    pub(crate) fn stop(&self) {
+        self.stop.ask();
+    }
+
+    pub(crate) fn join(self) -> Outcome {
+        self.end().unwrap()
+    }
+
+    pub(crate) fn end(mut self) -> Result<Outcome, StandbyError> {
+        self.thread.take().unwrap().join().unwrap()
     }
 }
 

@@ -115,20 +115,26 @@ fn load_pvh(ram: &GuestRam, layout: &Layout, image: &[u8]) -> Result<Loaded, Boo
     if let Some(machine) = machine {
         return Err(BootError::NoEntry { machine });
     }
-    for piece in elf(image)?.1 {
+    let pieces = elf(image)?.1;
+    let mut end = HIGH_MEMORY;
+    for piece in &pieces {
         fits(layout, piece.to, piece.memory)?;
+        end = end.max(piece.to + piece.memory);
     }
-    let KernelLoaderResult {
-        kernel_end,
-        pvh_boot_cap,
-        ..
-    } = Elf::load(ram, None, &mut Cursor::new(image), None).map_err(damaged)?;
+    // linux-loader writes what the file has: it clears no rest, and does not count a segment of
+    // nothing else. Cleared first, so that no rest lies over another segment's bytes.
+    for piece in &pieces {
+        let rest = piece.to + piece.bytes.len() as u64;
+        zero(ram, rest, piece.to + piece.memory)?;
+    }
+    let KernelLoaderResult { pvh_boot_cap, .. } =
+        Elf::load(ram, None, &mut Cursor::new(image), None).map_err(damaged)?;
     let PvhBootCapability::PvhEntryPresent(entry) = pvh_boot_cap else {
         return Err(BootError::NoEntry { machine: "x86-64" });
     };
     Ok(Loaded {
         entry: entry.0,
-        end: kernel_end,
+        end,
         setup: Setup::Pvh,
     })
 }
@@ -454,6 +460,67 @@ mod tests {
     fn a_cut_image_is_refused() {
         let image = flat();
         assert!(error(&image[..32]).contains("cut"));
+    }
+
+    /// A 64-bit ELF image with a PVH entry at 1 MiB and these segments: address, bytes, memory.
+    fn pvh(segments: &[(u64, &[u8], u64)]) -> Vec<u8> {
+        let note = words(&[4, 4, 18, u32::from_le_bytes(*b"Xen\0"), 0x10_0000]);
+        let mut elf = vec![0; 64];
+        elf[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+        elf[16] = 2;
+        elf[18] = 0x3e;
+        elf[32] = 64;
+        elf[54] = 56;
+        elf[56] = 1 + u8::try_from(segments.len()).unwrap();
+        let mut data: Vec<u8> = vec![];
+        let begin = 64 + 56 * u64::from(elf[56]);
+        let size = note.len() as u64;
+        let all = [(4u64, 0, note.as_slice(), size)].into_iter();
+        for (kind, to, bytes, memory) in all.chain(segments.iter().map(|s| (1, s.0, s.1, s.2))) {
+            let (offset, file) = (begin + data.len() as u64, bytes.len() as u64);
+            for field in [kind, offset, 0, to, file, memory, 0] {
+                elf.extend(field.to_le_bytes());
+            }
+            data.extend(bytes);
+        }
+        elf.extend(data);
+        elf
+    }
+
+    #[test]
+    fn the_memory_of_a_pvh_kernel_behind_its_bytes_is_cleared() {
+        let (ram, layout) = ram();
+        ram.write_slice(&[1; 0x3000], GuestAddress(0x10_0000))
+            .unwrap();
+        // The rest of the first one reaches over the second one.
+        let image = pvh(&[
+            (0x10_0000, &[7; 4], 0x2000),
+            (0x10_1000, &[8; 4], 4),
+            (0x10_2000, &[], 0x800),
+        ]);
+        let loaded = load(&ram, &layout, &image).unwrap();
+        assert_eq!(loaded.kind(), KernelKind::Pvh);
+        assert_eq!((loaded.entry, loaded.end), (0x10_0000, 0x10_2800));
+        let mut memory = [9; 0x2801];
+        ram.read_slice(&mut memory, GuestAddress(0x10_0000))
+            .unwrap();
+        let mut expected = [0; 0x2801];
+        expected[..4].fill(7);
+        expected[0x1000..0x1004].fill(8);
+        expected[0x2800] = 1;
+        assert!(memory == expected);
+    }
+
+    #[test]
+    fn the_ramdisk_does_not_lie_in_a_segment_without_bytes() {
+        let (ram, layout) = ram();
+        let bss = (4 << 20) - 4096 - 0x20_0000;
+        let image = pvh(&[(0x10_0000, &[0xf4; 4], 4), (0x20_0000, &[], bss)]);
+        let loaded = load(&ram, &layout, &image).unwrap();
+        assert_eq!(loaded.end, (4 << 20) - 4096);
+        initrd(&ram, &layout, &[7; 5000], &loaded).unwrap_err();
+        let (at, len) = initrd(&ram, &layout, &[7; 4096], &loaded).unwrap();
+        assert_eq!((at, len), (loaded.end, 4096));
     }
 
     fn kernel(setup: Setup, end: u64) -> Loaded {

@@ -99,10 +99,12 @@ impl<'a> Link<'a> {
         mut kept: impl FnMut(Kept<'_>) -> io::Result<()>,
     ) -> io::Result<(End, Option<Held>)> {
         let mut buffer = vec![0; READ];
+        // How long the newest bytes kept this side: a primary that waits for it is not silent.
+        let mut busy = Duration::ZERO;
         let lost = loop {
             // A connection that is broken says so at the next read.
             let _ = self.stream.acknowledge_at_once();
-            let deadline = self.standby.poll_timeout();
+            let deadline = self.standby.poll_timeout().map(|at| at + busy);
             match self
                 .clock
                 .wait(self.stream.as_fd(), false, deadline, self.stop)?
@@ -125,8 +127,9 @@ impl<'a> Link<'a> {
                     break self.standby.handle_closed();
                 }
             };
-            match self.take(read, &mut kept) {
-                Ok(()) => {}
+            let arrived = self.clock.now();
+            match self.take(read, arrived, &mut kept) {
+                Ok(()) => busy = self.clock.now().since(arrived),
                 Err(Broken::Lost(lost)) => break lost,
                 Err(Broken::Reply(e)) => {
                     tracing::info!("the primary did not take a reply: {e}");
@@ -143,9 +146,9 @@ impl<'a> Link<'a> {
     fn take(
         &mut self,
         mut input: &[u8],
+        arrived: Instant,
         kept: &mut impl FnMut(Kept<'_>) -> io::Result<()>,
     ) -> Result<(), Broken> {
-        let arrived = self.clock.now();
         loop {
             while let Some(place) = self.standby.demand().place {
                 if input.is_empty() {

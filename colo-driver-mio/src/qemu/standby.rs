@@ -25,6 +25,9 @@ use super::{
     wait::{Clock, Stop, Woken},
 };
 
+/// How soon a file that could not be written is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// Be the COLO secondary of an unmodified QEMU primary, without running a VM.
 ///
 /// Keeps the newest complete checkpoint: a RAM image that changes by whole checkpoints only, and
@@ -42,6 +45,9 @@ use super::{
     migrate                   {\"uri\": \"tcp:STANDBY:4444\"}\n\n\
     The stream is the command's standard input: -incoming fd:0, or -incoming 'exec:cat' where \
     descriptor 0 is taken. A file: -incoming 'exec:cat vm.stream'.\n\n\
+    Ctrl-C or TERM ends the standby with status 130. While the command runs it is sent TERM \
+    instead, with all that it started, and the standby ends when it does; a second signal ends \
+    the standby at once.\n\n\
     WHAT THIS DOES NOT PROMISE: QEMU releases its output at once. What the guest sent or wrote to \
     shared storage after the last complete checkpoint has happened for the world and not for the \
     resumed guest. Nor is the primary fenced: a primary that is only unreachable may still run \
@@ -60,7 +66,8 @@ pub struct StandbyArgs {
     #[arg(long, requires = "state", conflicts_with = "listen")]
     pub from_state: bool,
     /// Shell command that resumes: it gets the stream on standard input, the checkpoint's number in
-    /// `COLO_EPOCH`.
+    /// `COLO_EPOCH`. A checkpoint is not resumed if its primary spoilt the link and may run on:
+    /// only --state and --out keep it then.
     #[arg(long, value_name = "COMMAND")]
     pub resume_with: Option<OsString>,
     /// Write the stream to this file, whole or not at all.
@@ -123,7 +130,7 @@ pub enum Event {
     Lost {
         /// Why.
         reason: String,
-        /// The newest whole state, if there is one.
+        /// The newest whole state that it brought, if it brought one.
         epoch: Option<u64>,
         /// Whether it will be resumed.
         resumes: bool,
@@ -134,6 +141,11 @@ pub enum Event {
         bytes: u64,
         /// Microseconds since the loss.
         after_us: u64,
+    },
+    /// The stream could not be written into a file.
+    NotWritten {
+        /// Why.
+        reason: String,
     },
     /// The command has taken the whole stream.
     Piped {
@@ -190,7 +202,8 @@ pub enum StandbyError {
     System(#[from] io::Error),
 }
 
-/// Runs until a checkpoint was resumed or `stop` is asked.
+/// Runs until a checkpoint was resumed or `stop` is asked. While the command runs that asks the
+/// command.
 ///
 /// # Errors
 /// What this side could not do. A primary's faults are events.
@@ -203,7 +216,7 @@ pub fn run(
         takeover::can_write(out).map_err(|e| resume_error(out.display(), e))?;
     }
     if args.from_state {
-        return from_state(args, on);
+        return from_state(args, stop, on);
     }
     let address = args.listen.as_ref().ok_or(StandbyError::Nothing)?;
     let listener = Listener::bind(address).map_err(|error| StandbyError::Listen {
@@ -216,9 +229,17 @@ pub fn run(
         address: listener.address()?.to_string(),
     });
     let clock = Clock::start();
+    // What `--out` does not have yet. It is for the file only: the primary ran on after it.
+    let mut unwritten: Option<Held> = None;
     loop {
-        if clock.wait(listener.as_fd(), false, None, stop)? == Woken::Stop {
-            return Ok(Outcome::Stopped);
+        let again = unwritten.as_ref().map(|_| clock.now() + RETRY);
+        match clock.wait(listener.as_fd(), false, again, stop)? {
+            Woken::Stop => return Ok(Outcome::Stopped),
+            Woken::Deadline => {
+                unwritten = unwritten.filter(|held| write_out(args, held, clock, on).is_err());
+                continue;
+            }
+            Woken::Ready => {}
         }
         let Some(stream) = listener.accept()? else {
             continue;
@@ -226,6 +247,7 @@ pub fn run(
         on(Event::Connected);
         let link = Link::new(stream, terms(args), clock, stop);
         let (end, held) = link.serve(|kept| {
+            unwritten = None;
             on(whole(&kept));
             match &mut store {
                 Some(store) => store.keep(&kept.held.state, &kept.held.image, kept.changed),
@@ -245,16 +267,38 @@ pub fn run(
             resumes,
         });
         let Some(held) = held else { continue };
-        write_out(args, &held, clock, on)?;
+        let written = write_out(args, &held, clock, on);
         if resumes {
             // Nobody else may believe to be protected here.
             drop(listener);
-            let epoch = held.state.epoch;
-            let pipe = |stdin| takeover::write(&held.state, &held.image, stdin);
-            let status = command(args, epoch, pipe, clock, on)?;
-            return Ok(Outcome::Resumed(epoch, status));
+            return resume(args, &held, written, stop, clock, on);
         }
+        unwritten = written.is_err().then_some(held);
     }
+}
+
+/// This side has the VM. A file that cannot be written is an error afterwards: it must not cost the
+/// guest.
+fn resume(
+    args: &StandbyArgs,
+    held: &Held,
+    mut written: Result<(), StandbyError>,
+    stop: &Stop,
+    clock: Clock,
+    on: &mut dyn FnMut(Event),
+) -> Result<Outcome, StandbyError> {
+    // With neither command nor directory nothing but the file will remain of it.
+    let alone = args.resume_with.is_none() && args.state.is_none();
+    while alone && written.is_err() {
+        if clock.pause(clock.now() + RETRY, stop)? {
+            return written.map(|()| Outcome::Stopped);
+        }
+        written = write_out(args, held, clock, on);
+    }
+    let epoch = held.state.epoch;
+    let pipe = |stdin| takeover::write(&held.state, &held.image, stdin);
+    let status = command(args, epoch, stop, pipe, clock, on)?;
+    written.map(|()| Outcome::Resumed(epoch, status))
 }
 
 fn terms(args: &StandbyArgs) -> Terms {
@@ -298,15 +342,25 @@ fn write_out(
     };
     let start = clock.now();
     let written = takeover::to_file(path, |f| takeover::write(&held.state, &held.image, f));
-    on(Event::Written {
-        bytes: written.map_err(|e| resume_error(path.display(), e))?,
-        after_us: micros(clock.now().since(start)),
+    let written = written.map_err(|e| resume_error(path.display(), e));
+    on(match &written {
+        Ok(bytes) => Event::Written {
+            bytes: *bytes,
+            after_us: micros(clock.now().since(start)),
+        },
+        Err(error) => Event::NotWritten {
+            reason: error.to_string(),
+        },
     });
-    Ok(())
+    written.map(drop)
 }
 
 /// Takes the checkpoint from the state directory.
-fn from_state(args: &StandbyArgs, on: &mut dyn FnMut(Event)) -> Result<Outcome, StandbyError> {
+fn from_state(
+    args: &StandbyArgs,
+    stop: &Stop,
+    on: &mut dyn FnMut(Event),
+) -> Result<Outcome, StandbyError> {
     let dir = args.state.as_deref().ok_or(StandbyError::Nothing)?;
     let clock = Clock::start();
     let newest = || -> Result<(Epoch, Box<dyn Read>), StandbyError> {
@@ -323,13 +377,14 @@ fn from_state(args: &StandbyArgs, on: &mut dyn FnMut(Event)) -> Result<Outcome, 
         (epoch, stream) = newest()?;
     }
     let pipe = |mut stdin: ChildStdin| io::copy(&mut stream, &mut stdin);
-    let status = command(args, epoch, pipe, clock, on)?;
+    let status = command(args, epoch, stop, pipe, clock, on)?;
     Ok(Outcome::Resumed(epoch, status))
 }
 
 fn command(
     args: &StandbyArgs,
     epoch: Epoch,
+    stop: &Stop,
     pipe: impl FnOnce(ChildStdin) -> io::Result<u64>,
     clock: Clock,
     on: &mut dyn FnMut(Event),
@@ -338,7 +393,7 @@ fn command(
         return Ok(None);
     };
     let lost = clock.now();
-    let status = takeover::to_command(epoch, command, pipe, |bytes| {
+    let status = takeover::to_command(epoch, command, stop, pipe, |bytes| {
         on(Event::Piped {
             bytes,
             after_us: micros(clock.now().since(lost)),

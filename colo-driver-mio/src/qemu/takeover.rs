@@ -4,8 +4,9 @@ use std::{
     ffi::{OsStr, OsString},
     fs::File,
     io::{self, BufWriter, Write},
+    os::{fd::AsFd as _, unix::process::CommandExt as _},
     path::Path,
-    process::{ChildStdin, Command, ExitStatus, Stdio},
+    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
 };
 
 use colo_proto::{
@@ -13,7 +14,12 @@ use colo_proto::{
     qemu::{Resume, Segment, session::State},
 };
 
-use super::image::{Image, is_zero};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+
+use super::{
+    image::{Image, is_zero},
+    wait::{Clock, Stop, Woken},
+};
 
 /// Writes the whole stream that `-incoming` loads; returns its length in bytes.
 pub(super) fn write(state: &State, image: &Image, out: impl Write) -> io::Result<u64> {
@@ -66,17 +72,25 @@ pub(super) fn to_file(
     write: impl FnOnce(&File) -> io::Result<u64>,
 ) -> io::Result<u64> {
     let partial = partial(path);
-    let file = File::create(&partial)?;
-    let length = write(&file)?;
-    file.sync_all()?;
-    std::fs::rename(&partial, path)?;
-    Ok(length)
+    let written = File::create(&partial).and_then(|file| {
+        let length = write(&file)?;
+        file.sync_all()?;
+        std::fs::rename(&partial, path)?;
+        Ok(length)
+    });
+    if written.is_err() {
+        // Half a stream is of no use, and the room that it takes may be what --state lacks.
+        let _ = std::fs::remove_file(&partial);
+    }
+    written
 }
 
-/// Runs a shell command with a stream on its standard input, and waits for its end.
+/// Runs a shell command with a stream on its standard input, and waits for its end. If `stop` is
+/// asked meanwhile the command is asked in turn, and whatever it started.
 pub(super) fn to_command(
     epoch: Epoch,
     command: &OsStr,
+    stop: &Stop,
     write: impl FnOnce(ChildStdin) -> io::Result<u64>,
     piped: impl FnOnce(u64),
 ) -> io::Result<ExitStatus> {
@@ -85,21 +99,38 @@ pub(super) fn to_command(
         .arg(command)
         .env("COLO_EPOCH", epoch.to_string())
         .stdin(Stdio::piped())
+        // A signal for the shell alone would leave QEMU behind.
+        .process_group(0)
         .spawn()?;
-    let written = match child.stdin.take() {
-        Some(stdin) => write(stdin),
-        None => Err(io::Error::other("the command has no standard input")),
-    };
-    match written {
-        Ok(length) => piped(length),
-        Err(error) => {
-            // It ended before it had read all: its status says more than the broken pipe.
-            let status = child.wait()?;
-            if status.success() {
-                return Err(error);
-            }
-            return Ok(status);
+    let stdin = child.stdin.take();
+    let written = std::thread::scope(|scope| {
+        // Beside the writing, which lasts for as long as the command does not read.
+        let forwarding = scope.spawn(|| forward(&child, stop));
+        let written = match stdin {
+            Some(stdin) => write(stdin),
+            None => Err(io::Error::other("the command has no standard input")),
+        };
+        let written = written.map(piped);
+        if let Ok(Err(error)) = forwarding.join() {
+            tracing::warn!("a signal would not reach the command: {error}");
         }
+        written
+    });
+    // Only now: its number cannot become another process's while it may be sent a signal.
+    let status = child.wait()?;
+    match written {
+        // It ended before it had read all: its status says more than the broken pipe.
+        Err(error) if status.success() => Err(error),
+        _ => Ok(status),
     }
-    child.wait()
+}
+
+/// Sends TERM to the process group of `child` if `stop` is asked before its end.
+fn forward(child: &Child, stop: &Stop) -> io::Result<()> {
+    let pid = Pid::from_child(child);
+    let ended = pidfd_open(pid, PidfdFlags::empty())?;
+    if Clock::start().wait(ended.as_fd(), false, None, stop)? == Woken::Stop {
+        kill_process_group(pid, Signal::TERM)?;
+    }
+    Ok(())
 }

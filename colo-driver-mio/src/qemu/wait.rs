@@ -62,7 +62,8 @@ impl Clock {
         Instant::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 
-    /// Waits until `fd` can be read (or written), the deadline passes or `stop` is asked.
+    /// Waits until `fd` can be read (or written), the deadline passes or `stop` is asked. What is
+    /// there already wins over a deadline that passed while this side was busy.
     pub(super) fn wait(
         &self,
         fd: BorrowedFd<'_>,
@@ -72,18 +73,16 @@ impl Clock {
     ) -> io::Result<Woken> {
         let events = if write { PollFlags::OUT } else { PollFlags::IN };
         loop {
-            let timeout = deadline.map(|deadline| deadline.since(self.now()));
-            if timeout.is_some_and(|left| left.is_zero()) {
-                return Ok(Woken::Deadline);
-            }
+            let left = deadline.map(|deadline| deadline.since(self.now()));
             // A timeout too long for the kernel is none.
-            let timeout = timeout.and_then(|left| Timespec::try_from(left).ok());
+            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
             let mut fds = [
                 PollFd::from_borrowed_fd(fd, events),
                 PollFd::from_borrowed_fd(stop.asked.as_fd(), PollFlags::IN),
             ];
             match poll(&mut fds, timeout.as_ref()) {
-                Ok(_) | Err(Errno::INTR) => {}
+                Ok(_) => {}
+                Err(Errno::INTR) => continue,
                 Err(e) => return Err(e.into()),
             }
             let [own, asked] = &fds;
@@ -93,6 +92,15 @@ impl Clock {
             if !own.revents().is_empty() {
                 return Ok(Woken::Ready);
             }
+            if left.is_some_and(|left| left.is_zero()) {
+                return Ok(Woken::Deadline);
+            }
         }
+    }
+
+    /// Waits until `until`; whether `stop` was asked before.
+    pub(super) fn pause(&self, until: Instant, stop: &Stop) -> io::Result<bool> {
+        let woken = self.wait(stop.asked.as_fd(), false, Some(until), stop)?;
+        Ok(woken == Woken::Stop)
     }
 }

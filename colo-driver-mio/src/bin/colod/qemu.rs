@@ -127,11 +127,12 @@ fn standby_line(event: &standby::Event) -> String {
                 "{reason}; the primary is alive, so checkpoint {epoch} is not resumed; \
                  waiting for it to start anew"
             ),
-            (None, _) => format!("{reason}; nothing was whole yet, waiting for another try"),
+            (None, _) => format!("{reason}; nothing of it was whole, waiting for another try"),
         },
         Event::Written { bytes, after_us } => {
             format!("wrote {bytes} bytes, {after_us} \u{b5}s after the loss")
         }
+        Event::NotWritten { reason } => reason.clone(),
         Event::Piped { bytes, after_us } => {
             format!("the command took {bytes} bytes, {after_us} \u{b5}s after the loss")
         }
