@@ -502,11 +502,14 @@ impl Base {
             MemberOutput::PauseVm => {
                 self.fenced = true;
                 self.gate.clear();
-                // A secondary that was granted the VM pauses too, until it is its turn.
-                if !matches!(
-                    self.member.state(),
-                    MemberState::TakeoverWait | MemberState::PrimarySolo
-                ) {
+                // A secondary that was granted the VM pauses too, until it is its turn; and a hand-over
+                // that an operator asked for alarms nobody.
+                if !self.waits(Until::HandedOver)
+                    && !matches!(
+                        self.member.state(),
+                        MemberState::TakeoverWait | MemberState::PrimarySolo
+                    )
+                {
                     self.event(Event::Fenced(self.member.generation()));
                 }
             }

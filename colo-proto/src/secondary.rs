@@ -966,9 +966,6 @@ impl Secondary {
                 self.base.wait(id, Until::Alone);
                 self.base.local(Local::Operator(MemberCommand::FailOver));
             }
-            Command::Stop | Command::Continue => {
-                self.base.stop_or_continue(id, command == Command::Stop);
-            }
             Command::XenSetReplication {
                 enable,
                 role,
@@ -992,6 +989,8 @@ impl Secondary {
             }
             Command::CheckpointNow
             | Command::FailOver
+            | Command::Stop
+            | Command::Continue
             | Command::CheckpointDelay(_)
             | Command::SetMode(_)
             | Command::XenDoCheckpoint => self.base.refuse(id, Refusal::WrongRole("primary")),
@@ -1155,6 +1154,7 @@ impl Secondary {
         self.walk_failover(FailoverStatus::Completed);
         let epoch = self.base.epoch;
         self.base.event(Event::Promoted { generation, epoch });
+        self.base.event(Event::Unprotected(generation));
         if let Some(exit) = self.base.failover.leave() {
             self.base.event(Event::ColoExit(exit));
         }

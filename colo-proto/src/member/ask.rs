@@ -197,17 +197,23 @@ impl Member {
                 return;
             }
         };
-        self.arbiter_heard = now;
-        if register.generation < self.record.seen {
+        // A partner's generation came from the arbiter: one that does not know of it is another one, or
+        // has lost its register. Neither could ever make this host the owner.
+        let known = match self.phase {
+            Phase::Secondary(_) => self.record.seen.max(self.generation),
+            _ => self.record.seen,
+        };
+        if register.generation < known {
             if ours {
                 self.event(MemberEvent::ArbiterWentBack {
                     got: register.generation,
-                    known: self.record.seen,
+                    known,
                 });
                 self.pause(now, Duration::ZERO);
             }
             return;
         }
+        self.arbiter_heard = now;
         self.record.seen = register.generation;
         let supposed = self
             .inquiry

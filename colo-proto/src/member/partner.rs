@@ -93,6 +93,8 @@ impl Member {
             return;
         }
         self.generation = d.generation;
+        // What was asked before this generation may be answered from before it.
+        self.inquiry.take_if(|inquiry| inquiry.ballot().is_none());
         let after = self.persist(Claim::DualPartner);
         self.enter(Phase::Secondary(Watch {
             owner: d.boot,

@@ -496,3 +496,22 @@ fn a_driver_that_never_drains_costs_bounded_memory() {
     assert!(kept < 200, "{kept}");
     assert!(pair.a.member.counters().dropped_outputs > 0);
 }
+
+#[test]
+fn hosts_whose_arbiter_does_not_know_of_the_pair_say_so_before_they_need_it() {
+    let mut pair = Pair::dual();
+    pair.run(ms(6000));
+    let went_back = |node: &Node| {
+        let events = node.events();
+        events
+            .iter()
+            .any(|event| matches!(event, MemberEvent::ArbiterWentBack { .. }))
+    };
+    assert!(!went_back(&pair.a) && !went_back(&pair.b));
+    // The file is gone, and another begins: the first.
+    pair.register = Register::default();
+    pair.run(ms(6000));
+    assert!(went_back(&pair.a) && went_back(&pair.b));
+    pair.run(ms(6000));
+    assert!(pair.b.events().contains(&MemberEvent::ArbiterSilent));
+}
