@@ -81,6 +81,7 @@ impl World {
         self.heal();
         // A guest that could not be resumed is not tried again before an operator says so.
         for i in 0..2 {
+            self.hosts[i].fail = None;
             self.undo(i, 1_000);
         }
         self.run(2);
