@@ -3,7 +3,7 @@
 
 use std::{
     net::TcpListener,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use colo_driver_mio::{
@@ -71,6 +71,38 @@ fn wrong_flags_are_explained_with_status_two() {
         said.contains("no daemon answers at /nowhere.sock"),
         "{said}"
     );
+}
+
+#[test]
+fn whoever_stops_reading_ends_the_demo_quietly_and_whole() {
+    let Some(_alone) = alone() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut demo = Command::new(colod());
+    demo.arg("demo").env("TMPDIR", dir.path()).stdout(writer);
+    let Output { status, stderr, .. } = demo.stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&stderr), "");
+    assert_eq!(status.code(), Some(141));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_full_disk_for_output_is_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("vm.toml");
+    std::fs::write(&file, "[vm]\nkernel = \"builtin:server\"\n").unwrap();
+    let full = std::fs::File::options().write(true).open("/dev/full");
+    let mut check = Command::new(colod());
+    check.arg("check").arg("--config").arg(&file);
+    check.stdout(full.unwrap()).stderr(Stdio::piped());
+    let Output { status, stderr, .. } = check.output().unwrap();
+    let said = String::from_utf8(stderr).unwrap();
+    assert!(
+        said.starts_with("colod: standard output: No space"),
+        "{said}"
+    );
+    assert_eq!((status.code(), said.lines().count()), (Some(1), 1));
 }
 
 #[test]

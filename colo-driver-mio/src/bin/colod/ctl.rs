@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     Failure,
     cli::{Ask, CtlArgs, SaveArgs, Setting},
+    say::say,
 };
 
 /// A checkpoint over a slow link takes a while; a daemon that says nothing for this long hangs.
@@ -23,10 +24,10 @@ pub(crate) fn run(args: &CtlArgs) -> Result<ExitCode, Failure> {
     client.patience(PATIENCE)?;
     let answer = client.execute(&command, arguments)?;
     match (args.json, &args.ask) {
-        (true, _) => println!("{answer}"),
-        (false, Ask::Status) => println!("{}", status(&answer)),
-        (false, Ask::Raw { .. }) => println!("{answer:#}"),
-        (false, _) => println!("done"),
+        (true, _) => say(answer)?,
+        (false, Ask::Status) => say(status(&answer))?,
+        (false, Ask::Raw { .. }) => say(format_args!("{answer:#}"))?,
+        (false, _) => say("done")?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -36,7 +37,7 @@ pub(crate) fn save(args: &SaveArgs) -> Result<ExitCode, Failure> {
     let file = std::path::absolute(&args.file)?;
     let mut client = Client::connect(&args.socket)?;
     client.execute("save", json!({ "file": file }))?;
-    println!("{}: saved; the VM runs on", file.display());
+    say(format_args!("{}: saved; the VM runs on", file.display()))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -77,9 +78,9 @@ fn events(client: Client, as_json: bool) -> Result<ExitCode, Failure> {
     for event in client.events(false)? {
         let event = event?;
         if as_json {
-            println!("{event}");
+            say(event)?;
         } else {
-            println!("{}", event_line(&event));
+            say(event_line(&event))?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -11,6 +11,7 @@
 //! | `kvm/` | the guest behind the loop |
 //! | `operator.rs`, `report.rs` | what the control socket does and says |
 //! | `qemu.rs` | `colod inspect`, `standby`, `feed`: beside an unmodified QEMU |
+//! | `say.rs` | standard output and standard error |
 //! | `ctl.rs` | `colod ctl`: talks to a running daemon |
 //! | `demo/` | `colod demo`: the main job on one machine |
 
@@ -27,6 +28,7 @@ mod progress;
 mod qemu;
 mod report;
 mod run;
+mod say;
 mod signals;
 
 use std::process::ExitCode;
@@ -57,10 +59,7 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(code) => code,
-        Err(failure) => {
-            eprintln!("colod: {failure}");
-            ExitCode::FAILURE
-        }
+        Err(failure) => say::give_up(&failure),
     }
 }
 
@@ -71,12 +70,12 @@ fn check(args: &cli::ConfigArgs) -> Result<ExitCode, Failure> {
         Some(pair) => format!("node {} of pair {}", pair.node, pair.id),
         None => "no pair, so only `colod run` can use it".into(),
     };
-    println!(
+    say::say(format_args!(
         "{}: good: {} with {} vCPU, {} of memory; {pair}",
         args.config.display(),
         config.vm.name,
         config.vm.vcpus,
         config.vm.memory
-    );
+    ))?;
     Ok(ExitCode::SUCCESS)
 }
