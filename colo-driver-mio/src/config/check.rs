@@ -5,8 +5,9 @@ use std::time::Duration;
 use super::{
     ArbiterKind, Backend, Config, Console, Pair, Span,
     load::ConfigError,
-    schema::{Member, Protection},
+    schema::{Log, Member, Protection},
 };
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 /// Least guest RAM: below it no kernel starts.
 const MEMORY_LEAST: u64 = 16 << 20;
@@ -43,6 +44,7 @@ impl Config {
         self.machine()
             .and_then(|()| self.net())
             .and_then(|()| self.files())
+            .and_then(|()| self.log.filter().map(drop).or_else(|why| wrong("log.level", why)))
             .and_then(|()| self.protection.check())
             .and_then(|()| self.member.check())
             .and_then(|()| match (&self.pair, purpose) {
@@ -298,6 +300,33 @@ impl Member {
     }
 }
 
+impl Log {
+    /// What is logged.
+    ///
+    /// # Errors
+    /// [`Log::parse`].
+    pub fn filter(&self) -> Result<EnvFilter, String> {
+        Self::parse(&self.level)
+    }
+
+    /// What is logged by directives such as `info,colo_proto=debug`. A word alone is a level: where
+    /// the filter would take it for the name of a module, a misspelt level would silence the daemon.
+    ///
+    /// # Errors
+    /// In words: what is not understood, and what is.
+    pub fn parse(directives: &str) -> Result<EnvFilter, String> {
+        let expected = "expected off, error, warn, info, debug, trace, or MODULE=LEVEL";
+        let mut words = directives
+            .split(',')
+            .filter(|word| !word.contains(['=', '[']));
+        if let Some(word) = words.find(|word| word.parse::<LevelFilter>().is_err()) {
+            return Err(format!("has {word:?}, which is no level; {expected}"));
+        }
+        EnvFilter::try_new(directives)
+            .map_err(|error| format!("is {directives:?}: {error}; {expected}"))
+    }
+}
+
 fn within(key: &'static str, span: Span, least_ms: u64, most_ms: u64) -> Result<(), Wrong> {
     let (least, most) = (Span::from_millis(least_ms), Span::from_millis(most_ms));
     if (least..=most).contains(&span) {
@@ -443,6 +472,32 @@ path = "arbiter"
             .unwrap_err();
             assert!(error.contains(expected), "{to}: {error}");
         }
+    }
+
+    #[test]
+    fn a_misspelt_level_is_no_module() {
+        for good in [
+            "info",
+            "OFF",
+            "",
+            "info,colo_proto=debug",
+            "warn,[span]=trace",
+        ] {
+            assert!(Log::parse(good).is_ok(), "{good}");
+        }
+        let says = |level: &str| {
+            check(Purpose::Check, |text| {
+                text + &format!("[log]\nlevel = {level:?}\n")
+            })
+            .unwrap_err()
+        };
+        let error = says("inof");
+        assert!(
+            error.contains("log.level has \"inof\", which is no level; expected off, error"),
+            "{error}"
+        );
+        assert!(says("warn,colo_proto").contains("has \"colo_proto\""));
+        assert!(says("info,colo_proto=debgu").contains("expected off"));
     }
 
     #[test]
