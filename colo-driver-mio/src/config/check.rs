@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{
     ArbiterKind, Backend, Config, Console, Pair, Span,
     load::ConfigError,
+    places::{readable, readable_or_disk},
     schema::{Log, Member, Protection},
 };
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
@@ -33,7 +34,7 @@ pub enum Purpose {
 }
 
 /// Key and message of the first thing that is wrong.
-type Wrong = (&'static str, String);
+pub(super) type Wrong = (&'static str, String);
 
 impl Config {
     /// Checks ranges and contradictions, and that the files it names are there.
@@ -101,7 +102,7 @@ impl Config {
             readable("vm.initrd", initrd)?;
         }
         if let Some(disk) = &self.disk {
-            readable("disk.path", &disk.path)?;
+            readable_or_disk("disk.path", &disk.path)?;
         }
         match (self.serial.console, &self.serial.path) {
             (Console::File, None) => wrong("serial.path", "is missing: console is \"file\""),
@@ -335,21 +336,14 @@ fn within(key: &'static str, span: Span, least_ms: u64, most_ms: u64) -> Result<
     wrong(key, format!("is {span}, expected {least} to {most}"))
 }
 
-fn readable(key: &'static str, path: &std::path::Path) -> Result<(), Wrong> {
-    match std::fs::File::open(path).and_then(|file| file.metadata()) {
-        Ok(meta) if meta.is_dir() => wrong(key, format!("{} is a directory", path.display())),
-        Ok(_) => Ok(()),
-        Err(error) => wrong(key, format!("cannot be read: {}: {error}", path.display())),
-    }
-}
-
-fn wrong<T>(key: &'static str, message: impl Into<String>) -> Result<T, Wrong> {
+pub(super) fn wrong<T>(key: &'static str, message: impl Into<String>) -> Result<T, Wrong> {
     Err((key, message.into()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::places::make_fifo;
 
     const GOOD: &str = r#"
 [vm]
@@ -471,6 +465,22 @@ path = "arbiter"
             })
             .unwrap_err();
             assert!(error.contains(expected), "{to}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_a_pipe_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        make_fifo(&fifo);
+        for key in [fifo.to_str().unwrap(), "/dev/zero"] {
+            let error = check(Purpose::Pair, |text| {
+                let from = text.lines().find(|line| line.starts_with("key_file"));
+                text.replace(from.unwrap(), &format!("key_file = {key:?}"))
+            })
+            .unwrap_err();
+            let expected = format!("pair.key_file is {key}, which is a ");
+            assert!(error.contains(&expected), "{error}");
         }
     }
 
