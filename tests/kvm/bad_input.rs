@@ -3,6 +3,7 @@
 
 use std::{
     net::TcpListener,
+    os::unix::fs::PermissionsExt,
     process::{Command, Output, Stdio},
 };
 
@@ -55,6 +56,25 @@ fn a_configuration_that_cannot_be_used_is_one_line() {
     let (code, said) = colod_says(&["run", "--config", "/nowhere/vm.toml"]);
     assert_eq!(code, Some(1));
     assert!(said.contains("/nowhere/vm.toml"), "{said}");
+}
+
+#[test]
+fn a_key_that_others_can_read_is_warned_of() {
+    let stage = stage();
+    let key = stage.directory().join("pair.key");
+    std::fs::set_permissions(&key, PermissionsExt::from_mode(0o644)).unwrap();
+    let file = stage.directory().join("vm.toml");
+    let text = format!(
+        "[vm]\nkernel = \"builtin:server\"\n[pair]\nnode = 1\nid = \"{:032}\"\n\
+         key_file = {key:?}\nlisten = \"127.0.0.1:1\"\npeer = \"127.0.0.2:1\"\nstate_dir = \"s\"\n\
+         heartbeat = [{{ listen = \"127.0.0.1:2\", peer = \"127.0.0.2:2\" }}]\n\
+         [arbiter]\nkind = \"none\"\n",
+        1
+    );
+    std::fs::write(&file, text).unwrap();
+    let (code, said) = colod_says(&["check", "--config", file.to_str().unwrap()]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.starts_with("colod: warning: pair.key_file"), "{said}");
 }
 
 #[test]

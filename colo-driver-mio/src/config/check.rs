@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    ArbiterKind, Backend, Config, Console, Pair, Span,
+    ArbiterKind, Backend, Config, Console, Endpoint, Pair, Span,
     load::ConfigError,
     places::{readable, readable_or_disk},
     schema::{Log, Member, Protection},
@@ -56,6 +56,7 @@ impl Config {
                 ),
                 (None, Purpose::Run | Purpose::Check) => Ok(()),
             })
+            .and_then(|()| self.places(purpose))
             .map_err(|(key, message)| ConfigError::Invalid {
                 path: path.to_owned(),
                 key,
@@ -194,6 +195,28 @@ impl Pair {
         }
         if let Some(path) = self.heartbeat.iter().find(|path| path.listen == path.peer) {
             return wrong("pair.heartbeat", format!("sends {} to itself", path.listen));
+        }
+        for (key, at) in [("pair.listen", &self.listen), ("pair.peer", &self.peer)] {
+            if matches!(at, Endpoint::Tcp(at) if at.port() == 0) {
+                return wrong(key, format!("is {at}, expected a port that is not 0"));
+            }
+        }
+        let mut seen = Vec::new();
+        let paths = self.heartbeat.iter();
+        for at in paths.flat_map(|path| [path.listen, path.peer]) {
+            if at.port() == 0 {
+                return wrong(
+                    "pair.heartbeat",
+                    format!("has {at}, expected a port that is not 0"),
+                );
+            }
+            if seen.contains(&at) {
+                return wrong(
+                    "pair.heartbeat",
+                    format!("has {at} twice, expected another address or port for each path"),
+                );
+            }
+            seen.push(at);
         }
         let Some(key_file) = &self.key_file else {
             return wrong(

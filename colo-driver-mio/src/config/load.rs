@@ -233,6 +233,7 @@ mod tests {
         fs::write(&key, [1; 32]).unwrap();
         config.vm.kernel = "builtin:server".into();
         config.pair.as_mut().unwrap().key_file = Some(key);
+        config.serial.path = Some(dir.path().join("serial.log"));
         config.check(Purpose::Pair, "vm.toml").unwrap();
 
         let operations = fs::read_to_string(docs.join("operations.md")).unwrap();

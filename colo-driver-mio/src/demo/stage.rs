@@ -2,8 +2,10 @@
 //! them as real processes.
 
 use std::{
-    fs, io,
+    fs::{self, OpenOptions},
+    io::{self, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -170,7 +172,12 @@ impl Stage {
             std::env::temp_dir().join(format!("colod-stage-{}-{number}", std::process::id()));
         fs::create_dir(&directory)?;
         let id = u128::from(super::now()) << 64 | u128::from(std::process::id());
-        fs::write(directory.join("pair.key"), key(id))?;
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(directory.join("pair.key"))?
+            .write_all(&key(id))?;
         Ok(Self {
             exe: exe.to_owned(),
             keep: false,

@@ -61,6 +61,9 @@ pub(crate) fn run(args: &DaemonArgs, start: Start) -> Result<ExitCode, Failure> 
         .pair
         .as_ref()
         .ok_or("the configuration has no pair")?;
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
     let built = build(&config)?;
     let [boot, entropy] = random()?;
     let boot = BootId(boot);

@@ -66,6 +66,9 @@ fn main() -> ExitCode {
 /// `colod check`.
 fn check(args: &cli::ConfigArgs) -> Result<ExitCode, Failure> {
     let config = Config::load(&args.config, Purpose::Check)?;
+    for warning in config.warnings() {
+        say::complain(format_args!("colod: warning: {warning}"));
+    }
     let pair = match &config.pair {
         Some(pair) => format!("node {} of pair {}", pair.node, pair.id),
         None => "no pair, so only `colod run` can use it".into(),
