@@ -145,7 +145,7 @@ pub(crate) enum Kill {
 #[command(after_help = "EXAMPLES:\n  \
     colod ctl --socket /run/colo.sock status\n  \
     colod ctl --socket /run/colo.sock set checkpoint-delay 50ms\n  \
-    colod ctl --socket /run/colo.sock --json events\n  \
+    colod ctl --socket /run/colo.sock --json events --history\n  \
     colod ctl --socket /run/colo.sock raw query-colo-status")]
 pub(crate) struct CtlArgs {
     /// The daemon's control.socket.
@@ -179,7 +179,11 @@ pub(crate) enum Ask {
         value: String,
     },
     /// Print events until the daemon ends.
-    Events,
+    Events {
+        /// Begin with the last 1,024 of the past.
+        #[arg(long)]
+        history: bool,
+    },
     /// End protection and go on alone.
     Detach,
     /// Take a secondary again after detach.

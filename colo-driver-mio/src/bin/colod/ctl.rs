@@ -17,10 +17,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Asks and prints.
 pub(crate) fn run(args: &CtlArgs) -> Result<ExitCode, Failure> {
     let mut client = Client::connect(&args.socket)?;
-    let (command, arguments) = match &args.ask {
-        Ask::Events => return events(client, args.json),
-        ask => request(ask)?,
-    };
+    let (command, arguments) = request(&args.ask)?;
+    if command == "events" {
+        // More follows than one answer, also when it was asked for raw.
+        let json = args.json || matches!(args.ask, Ask::Raw { .. });
+        return events(client, &arguments, json);
+    }
     client.patience(PATIENCE)?;
     let answer = client.execute(&command, arguments)?;
     match (args.json, &args.ask) {
@@ -69,13 +71,13 @@ fn request(ask: &Ask) -> Result<(String, Value), Failure> {
                 .map_err(|error| format!("arguments {arguments:?}: {error}"))?;
             return Ok((command.clone(), arguments));
         }
-        Ask::Events => ("events", json!({})),
+        Ask::Events { history } => ("events", json!({ "history": history })),
     };
     Ok((command.to_owned(), arguments))
 }
 
-fn events(client: Client, as_json: bool) -> Result<ExitCode, Failure> {
-    for event in client.events(false)? {
+fn events(client: Client, arguments: &Value, as_json: bool) -> Result<ExitCode, Failure> {
+    for event in client.events(arguments["history"] == true)? {
         let event = event?;
         if as_json {
             say(event)?;
