@@ -108,6 +108,23 @@ fn whoever_stops_reading_ends_the_demo_quietly_and_whole() {
 }
 
 #[test]
+fn a_demo_without_a_place_for_its_files_names_it_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let nowhere = dir.path().join("nowhere");
+    let long = dir.path().join("x".repeat(110));
+    std::fs::create_dir(&long).unwrap();
+    for place in [&nowhere, &long] {
+        let mut demo = Command::new(colod());
+        let Output { status, stderr, .. } = demo.arg("demo").env("TMPDIR", place).output().unwrap();
+        let said = String::from_utf8(stderr).unwrap();
+        let expected = format!("colod: {}/colod-stage-", place.display());
+        assert!(said.starts_with(&expected), "{said}");
+        assert_eq!((status.code(), said.lines().count()), (Some(1), 1));
+    }
+    assert_eq!(std::fs::read_dir(&long).unwrap().count(), 0);
+}
+
+#[test]
 fn a_full_disk_for_output_is_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("vm.toml");
