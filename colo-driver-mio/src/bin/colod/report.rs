@@ -1,7 +1,10 @@
 //! What the loop reports, for logs and for the control socket: one name and the same fields in
 //! both.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use colo_driver_mio::handle::{Report, What};
 use colo_proto::{
@@ -63,20 +66,24 @@ impl Told {
     }
 }
 
-/// What was said last of attempts to connect. They go on for as long as it takes, and a person wants
-/// to read once why none succeeds.
+/// What was said last of attempts to connect, by name. They go on for as long as it takes, and a
+/// person wants to read once why none succeeds.
 #[derive(Debug, Default)]
-pub(crate) struct Attempts(Option<Value>);
+pub(crate) struct Attempts(BTreeMap<&'static str, Value>);
 
 impl Attempts {
-    /// Makes news of an attempt that failed in another way than the one before.
+    /// Makes news of an attempt that failed in another way than the one before, and of no other.
     pub(crate) fn weigh(&mut self, told: &mut Told) {
         match told.name {
-            "NOT_CONNECTED" if self.0.as_ref() != Some(&told.data) => {
-                told.level = Level::Warn;
-                self.0 = Some(told.data.clone());
+            "NOT_CONNECTED" | "CALLER_REFUSED" | "PEER_REFUSED" | "PEER_LEFT" => {
+                let before = self.0.insert(told.name, told.data.clone());
+                told.level = if before.as_ref() == Some(&told.data) {
+                    Level::Debug
+                } else {
+                    Level::Warn
+                };
             }
-            "PEER_ACCEPTED" => self.0 = None,
+            "PEER_ACCEPTED" => self.0.clear(),
             _ => {}
         }
     }
@@ -309,6 +316,29 @@ mod tests {
         assert_eq!(level("nobody listens"), Level::Debug);
         assert_eq!(level("it already has a secondary"), Level::Warn);
         assert_eq!(level("nobody listens"), Level::Warn);
+    }
+
+    #[test]
+    fn a_peer_that_is_refused_again_and_again_is_told_of_once() {
+        let mut attempts = Attempts::default();
+        let mut level = |what: &What| {
+            let mut told = tell(what);
+            attempts.weigh(&mut told);
+            told.level
+        };
+        let stranger = What::CallerRefused("caller 10.0.0.2: refused".into());
+        let refused = What::Machine(Event::PeerRefused {
+            reasons: vec!["vcpus is 1 here and 2 there".into()],
+        });
+        let left = What::Machine(Event::PeerLeft(PeerLost::Unfit));
+        let round = [&stranger, &refused, &left];
+        assert_eq!(round.map(&mut level), [Level::Warn; 3]);
+        assert_eq!(round.map(&mut level), [Level::Debug; 3]);
+        let silent = What::Machine(Event::PeerLeft(PeerLost::Silent));
+        assert_eq!(level(&silent), Level::Warn);
+        // A peer that was taken is missed anew, whatever it is that it leaves for.
+        level(&What::Machine(Event::PeerAccepted { boot: 1 }));
+        assert_eq!(level(&silent), Level::Warn);
     }
 
     #[test]
