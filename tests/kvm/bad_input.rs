@@ -8,7 +8,7 @@ use std::{
 };
 
 use colo_driver_mio::{
-    config::Size,
+    config::{Mac, Size},
     demo::{Host, Stage},
 };
 
@@ -186,11 +186,14 @@ fn a_peer_of_another_shape_is_refused_with_what_differs() {
     let primary = stage.start(Host::A, "primary").unwrap();
     stage.settings().vm.memory = Size::mib(64);
     stage.settings().vm.vcpus = 2;
+    stage.settings().mac = Mac([2, 0, 0, 0, 0, 7]);
     let secondary = stage.start(Host::B, "secondary").unwrap();
     let refused = expect(&secondary, "PEER_REFUSED", 0);
     let reasons = refused["data"]["reasons"].to_string();
     assert!(
-        reasons.contains("vcpus") && reasons.contains("slot"),
+        ["vcpus", "slot", "net.mac is "]
+            .iter()
+            .all(|what| reasons.contains(what)),
         "{reasons}"
     );
     assert_eq!(primary.status().unwrap()["protected"], false);
