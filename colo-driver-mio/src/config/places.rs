@@ -121,7 +121,7 @@ impl Config {
 }
 
 fn is_device(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|meta| kind(&meta) == "a device")
+    fs::metadata(path).is_ok_and(|meta| meta.file_type().is_char_device())
 }
 
 /// The path without links and dots, as far as it exists.
@@ -192,6 +192,8 @@ pub(super) fn kind(meta: &Metadata) -> &'static str {
     let kind = meta.file_type();
     if kind.is_file() {
         "a file"
+    } else if kind.is_symlink() {
+        "a symbolic link"
     } else if kind.is_dir() {
         "a directory"
     } else if kind.is_fifo() {
@@ -269,6 +271,7 @@ file = "DIR/log"
         fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
         fs::write(dir.path().join("file"), b"").unwrap();
         fs::create_dir(dir.path().join("state")).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("file"), dir.path().join("link")).unwrap();
         dir
     }
 
@@ -333,6 +336,11 @@ file = "DIR/log"
                 "DIR/c.sock",
                 "DIR/file",
                 "control.socket is DIR/file, which is a file",
+            ),
+            (
+                "DIR/c.sock",
+                "DIR/link",
+                "control.socket is DIR/link, which is a symbolic link",
             ),
             (
                 "127.0.0.1:7800",
