@@ -49,6 +49,14 @@ pub enum SnapshotError {
         /// What the system said.
         source: io::Error,
     },
+    /// Not a file that may be replaced.
+    #[error("{} is {what}: only a regular file is replaced; give another name", path.display())]
+    NotAFile {
+        /// What is at that name.
+        path: PathBuf,
+        /// Its kind.
+        what: &'static str,
+    },
     /// Another kind of file.
     #[error("{} is not a snapshot: it begins with {got:02x?}, expected \"colosnap\"", path.display())]
     Foreign {
@@ -95,12 +103,14 @@ pub enum SnapshotError {
 }
 
 impl Vm {
-    /// Writes the machine to `path`. It is paused and stays so.
+    /// Writes the machine to `path`. It is paused and stays so. Only a regular file is replaced: a
+    /// device, a socket or a symbolic link (whose target would stay as it was) is refused.
     ///
     /// # Errors
     ///
     /// [`SnapshotError`]; an older file of that name is untouched then.
     pub fn save(&mut self, path: &Path) -> Result<(), SnapshotError> {
+        replaceable(path)?;
         let mut state = Vec::new();
         self.save_state(&mut state)?;
         let temporary = beside(path);
@@ -175,6 +185,21 @@ impl Vm {
             LoadStateError::Failed(error) => SnapshotError::Apply(error),
         })
     }
+}
+
+/// Renaming replaces whatever has the name, devices and sockets too.
+fn replaceable(path: &Path) -> Result<(), SnapshotError> {
+    let what = match fs::symlink_metadata(path).map(|meta| meta.file_type()) {
+        Ok(kind) if kind.is_symlink() => "a symbolic link",
+        Ok(kind) if kind.is_dir() => "a directory",
+        Ok(kind) if !kind.is_file() => "a device, socket or pipe",
+        // What else is wrong with the name is told by the creation beside it.
+        _ => return Ok(()),
+    };
+    Err(SnapshotError::NotAFile {
+        path: path.to_owned(),
+        what,
+    })
 }
 
 fn beside(path: &Path) -> PathBuf {
@@ -435,6 +460,34 @@ impl<'a> Reader<'a> {
             path: self.path.to_owned(),
             what: "read",
             source,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::{fs::symlink, net::UnixListener};
+
+    use super::*;
+
+    #[test]
+    fn only_a_regular_file_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::write(at("old.snap"), b"old").unwrap();
+        symlink(at("old.snap"), at("link")).unwrap();
+        let _socket = UnixListener::bind(at("c.sock")).unwrap();
+        fs::create_dir(at("dir")).unwrap();
+        replaceable(&at("old.snap")).unwrap();
+        replaceable(&at("new.snap")).unwrap();
+        for (path, what) in [
+            (at("c.sock"), "c.sock is a device, socket or pipe"),
+            (at("link"), "link is a symbolic link"),
+            (at("dir"), "dir is a directory"),
+            ("/dev/null".into(), "/dev/null is a device, socket or pipe"),
+        ] {
+            let error = replaceable(&path).unwrap_err().to_string();
+            assert!(error.contains(what), "{error}");
         }
     }
 }

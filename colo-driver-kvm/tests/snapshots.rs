@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::{fs::FileTypeExt, net::UnixListener};
 
 use colo_driver_kvm::snapshot::SnapshotError;
 use colo_driver_kvm::vm::{Vm, VmConfig};
@@ -87,6 +88,18 @@ fn a_bad_file_is_refused_and_the_machine_runs_on() {
     // And the good one is still good.
     fs::write(&path, &good).unwrap();
     vm.restore(&path).unwrap();
+}
+
+#[test]
+fn a_socket_is_not_replaced_by_a_snapshot() {
+    let Some(host) = host() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("c.sock");
+    let _listener = UnixListener::bind(&path).unwrap();
+    let mut vm = Vm::new(&host, &VmConfig::default()).unwrap();
+    let error = vm.save(&path).unwrap_err();
+    assert!(matches!(error, SnapshotError::NotAFile { .. }), "{error}");
+    assert!(fs::metadata(&path).unwrap().file_type().is_socket());
 }
 
 #[test]

@@ -166,7 +166,7 @@ impl RecordStore {
     }
 }
 
-const FILE: &str = "record";
+pub(crate) const FILE: &str = "record";
 
 /// The writer's thread: a file system that hangs stops it and not the loop.
 fn keep(dir: &Path, inbox: &Receiver<(PersistId, Record)>, outbox: &Sender<Written>, wake: &Wake) {

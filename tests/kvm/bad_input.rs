@@ -3,11 +3,12 @@
 
 use std::{
     net::TcpListener,
-    process::{Command, Output},
+    os::unix::fs::PermissionsExt,
+    process::{Command, Output, Stdio},
 };
 
 use colo_driver_mio::{
-    config::Size,
+    config::{Mac, Size},
     demo::{Host, Stage},
 };
 
@@ -58,6 +59,25 @@ fn a_configuration_that_cannot_be_used_is_one_line() {
 }
 
 #[test]
+fn a_key_that_others_can_read_is_warned_of() {
+    let stage = stage();
+    let key = stage.directory().join("pair.key");
+    std::fs::set_permissions(&key, PermissionsExt::from_mode(0o644)).unwrap();
+    let file = stage.directory().join("vm.toml");
+    let text = format!(
+        "[vm]\nkernel = \"builtin:server\"\n[pair]\nnode = 1\nid = \"{:032}\"\n\
+         key_file = {key:?}\nlisten = \"127.0.0.1:1\"\npeer = \"127.0.0.2:1\"\nstate_dir = \"s\"\n\
+         heartbeat = [{{ listen = \"127.0.0.1:2\", peer = \"127.0.0.2:2\" }}]\n\
+         [arbiter]\nkind = \"none\"\n",
+        1
+    );
+    std::fs::write(&file, text).unwrap();
+    let (code, said) = colod_says(&["check", "--config", file.to_str().unwrap()]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.starts_with("colod: warning: pair.key_file"), "{said}");
+}
+
+#[test]
 fn wrong_flags_are_explained_with_status_two() {
     let (code, said) = colod_says(&["primary"]);
     assert_eq!(code, Some(2));
@@ -71,6 +91,55 @@ fn wrong_flags_are_explained_with_status_two() {
         said.contains("no daemon answers at /nowhere.sock"),
         "{said}"
     );
+}
+
+#[test]
+fn whoever_stops_reading_ends_the_demo_quietly_and_whole() {
+    let Some(_alone) = alone() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut demo = Command::new(colod());
+    demo.arg("demo").env("TMPDIR", dir.path()).stdout(writer);
+    let Output { status, stderr, .. } = demo.stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&stderr), "");
+    assert_eq!(status.code(), Some(141));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_demo_without_a_place_for_its_files_names_it_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let nowhere = dir.path().join("nowhere");
+    let long = dir.path().join("x".repeat(110));
+    std::fs::create_dir(&long).unwrap();
+    for place in [&nowhere, &long] {
+        let mut demo = Command::new(colod());
+        let Output { status, stderr, .. } = demo.arg("demo").env("TMPDIR", place).output().unwrap();
+        let said = String::from_utf8(stderr).unwrap();
+        let expected = format!("colod: {}/colod-stage-", place.display());
+        assert!(said.starts_with(&expected), "{said}");
+        assert_eq!((status.code(), said.lines().count()), (Some(1), 1));
+    }
+    assert_eq!(std::fs::read_dir(&long).unwrap().count(), 0);
+}
+
+#[test]
+fn a_full_disk_for_output_is_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("vm.toml");
+    std::fs::write(&file, "[vm]\nkernel = \"builtin:server\"\n").unwrap();
+    let full = std::fs::File::options().write(true).open("/dev/full");
+    let mut check = Command::new(colod());
+    check.arg("check").arg("--config").arg(&file);
+    check.stdout(full.unwrap()).stderr(Stdio::piped());
+    let Output { status, stderr, .. } = check.output().unwrap();
+    let said = String::from_utf8(stderr).unwrap();
+    assert!(
+        said.starts_with("colod: standard output: No space"),
+        "{said}"
+    );
+    assert_eq!((status.code(), said.lines().count()), (Some(1), 1));
 }
 
 #[test]
@@ -117,11 +186,14 @@ fn a_peer_of_another_shape_is_refused_with_what_differs() {
     let primary = stage.start(Host::A, "primary").unwrap();
     stage.settings().vm.memory = Size::mib(64);
     stage.settings().vm.vcpus = 2;
+    stage.settings().mac = Mac([2, 0, 0, 0, 0, 7]);
     let secondary = stage.start(Host::B, "secondary").unwrap();
     let refused = expect(&secondary, "PEER_REFUSED", 0);
     let reasons = refused["data"]["reasons"].to_string();
     assert!(
-        reasons.contains("vcpus") && reasons.contains("slot"),
+        ["vcpus", "slot", "net.mac is "]
+            .iter()
+            .all(|what| reasons.contains(what)),
         "{reasons}"
     );
     assert_eq!(primary.status().unwrap()["protected"], false);

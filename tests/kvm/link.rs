@@ -193,7 +193,7 @@ fn the_second_cable_cut_changes_nothing() {
     answered(&client, 0, &primary);
     let seen = primary.events().len();
     cables.set(1, false);
-    expect(&primary, "MEMBER_EVENT", seen);
+    expect(&primary, "PATH_DOWN", seen);
     assert!(client.answer_after(now(), PATIENCE).is_some());
     assert_eq!(
         primary.status().unwrap()["protected"],

@@ -12,6 +12,7 @@ mod bad_input;
 mod clock;
 mod common;
 mod crash;
+mod ctl;
 mod demo;
 mod disk;
 mod garbage;

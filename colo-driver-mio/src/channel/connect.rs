@@ -235,12 +235,8 @@ impl Connector {
                     }
                     let acceptor = Box::new(Acceptor::new(self.me, &nonce()));
                     let out = acceptor.challenge().to_vec();
-                    let begun = self.begin(
-                        stream,
-                        "a caller".to_owned(),
-                        Phase::AwaitJoin(acceptor),
-                        now,
-                    );
+                    let at = stream.caller();
+                    let begun = self.begin(stream, at, Phase::AwaitJoin(acceptor), now);
                     match (begun, self.hands.last_mut()) {
                         (Ok(()), Some(hand)) => hand.out = out,
                         (Err(error), _) => tracing::warn!(%error, "a caller was lost"),

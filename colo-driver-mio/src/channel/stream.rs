@@ -58,6 +58,15 @@ impl Stream {
         }
     }
 
+    /// Who called, in words. Not from which port: each attempt has another.
+    pub(crate) fn caller(&self) -> String {
+        let from = match self {
+            Self::Tcp(s) => s.peer_addr().ok(),
+            Self::Unix(_) => None,
+        };
+        from.map_or_else(|| "a caller".into(), |at| format!("caller {}", at.ip()))
+    }
+
     /// Options for the time of the handshake: small messages leave at once.
     pub(crate) fn set_handshake_options(&self) -> io::Result<()> {
         match self {

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use super::{
-    ArbiterKind, Backend, Config, Console, Pair, Span,
+    ArbiterKind, Backend, Config, Console, Endpoint, Pair, Span,
     load::ConfigError,
-    schema::{Member, Protection},
+    places::{readable, readable_or_disk},
+    schema::{Log, Member, Protection},
 };
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 /// Least guest RAM: below it no kernel starts.
 const MEMORY_LEAST: u64 = 16 << 20;
@@ -32,7 +34,7 @@ pub enum Purpose {
 }
 
 /// Key and message of the first thing that is wrong.
-type Wrong = (&'static str, String);
+pub(super) type Wrong = (&'static str, String);
 
 impl Config {
     /// Checks ranges and contradictions, and that the files it names are there.
@@ -43,6 +45,7 @@ impl Config {
         self.machine()
             .and_then(|()| self.net())
             .and_then(|()| self.files())
+            .and_then(|()| self.log.filter().map(drop).or_else(|why| wrong("log.level", why)))
             .and_then(|()| self.protection.check())
             .and_then(|()| self.member.check())
             .and_then(|()| match (&self.pair, purpose) {
@@ -53,6 +56,7 @@ impl Config {
                 ),
                 (None, Purpose::Run | Purpose::Check) => Ok(()),
             })
+            .and_then(|()| self.places(purpose))
             .map_err(|(key, message)| ConfigError::Invalid {
                 path: path.to_owned(),
                 key,
@@ -99,7 +103,7 @@ impl Config {
             readable("vm.initrd", initrd)?;
         }
         if let Some(disk) = &self.disk {
-            readable("disk.path", &disk.path)?;
+            readable_or_disk("disk.path", &disk.path)?;
         }
         match (self.serial.console, &self.serial.path) {
             (Console::File, None) => wrong("serial.path", "is missing: console is \"file\""),
@@ -191,6 +195,28 @@ impl Pair {
         }
         if let Some(path) = self.heartbeat.iter().find(|path| path.listen == path.peer) {
             return wrong("pair.heartbeat", format!("sends {} to itself", path.listen));
+        }
+        for (key, at) in [("pair.listen", &self.listen), ("pair.peer", &self.peer)] {
+            if matches!(at, Endpoint::Tcp(at) if at.port() == 0) {
+                return wrong(key, format!("is {at}, expected a port that is not 0"));
+            }
+        }
+        let mut seen = Vec::new();
+        let paths = self.heartbeat.iter();
+        for at in paths.flat_map(|path| [path.listen, path.peer]) {
+            if at.port() == 0 {
+                return wrong(
+                    "pair.heartbeat",
+                    format!("has {at}, expected a port that is not 0"),
+                );
+            }
+            if seen.contains(&at) {
+                return wrong(
+                    "pair.heartbeat",
+                    format!("has {at} twice, expected another address or port for each path"),
+                );
+            }
+            seen.push(at);
         }
         let Some(key_file) = &self.key_file else {
             return wrong(
@@ -298,6 +324,33 @@ impl Member {
     }
 }
 
+impl Log {
+    /// What is logged.
+    ///
+    /// # Errors
+    /// [`Log::parse`].
+    pub fn filter(&self) -> Result<EnvFilter, String> {
+        Self::parse(&self.level)
+    }
+
+    /// What is logged by directives such as `info,colo_proto=debug`. A word alone is a level: where
+    /// the filter would take it for the name of a module, a misspelt level would silence the daemon.
+    ///
+    /// # Errors
+    /// In words: what is not understood, and what is.
+    pub fn parse(directives: &str) -> Result<EnvFilter, String> {
+        let expected = "expected off, error, warn, info, debug, trace, or MODULE=LEVEL";
+        let mut words = directives
+            .split(',')
+            .filter(|word| !word.contains(['=', '[']));
+        if let Some(word) = words.find(|word| word.parse::<LevelFilter>().is_err()) {
+            return Err(format!("has {word:?}, which is no level; {expected}"));
+        }
+        EnvFilter::try_new(directives)
+            .map_err(|error| format!("is {directives:?}: {error}; {expected}"))
+    }
+}
+
 fn within(key: &'static str, span: Span, least_ms: u64, most_ms: u64) -> Result<(), Wrong> {
     let (least, most) = (Span::from_millis(least_ms), Span::from_millis(most_ms));
     if (least..=most).contains(&span) {
@@ -306,21 +359,14 @@ fn within(key: &'static str, span: Span, least_ms: u64, most_ms: u64) -> Result<
     wrong(key, format!("is {span}, expected {least} to {most}"))
 }
 
-fn readable(key: &'static str, path: &std::path::Path) -> Result<(), Wrong> {
-    match std::fs::File::open(path).and_then(|file| file.metadata()) {
-        Ok(meta) if meta.is_dir() => wrong(key, format!("{} is a directory", path.display())),
-        Ok(_) => Ok(()),
-        Err(error) => wrong(key, format!("cannot be read: {}: {error}", path.display())),
-    }
-}
-
-fn wrong<T>(key: &'static str, message: impl Into<String>) -> Result<T, Wrong> {
+pub(super) fn wrong<T>(key: &'static str, message: impl Into<String>) -> Result<T, Wrong> {
     Err((key, message.into()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::places::make_fifo;
 
     const GOOD: &str = r#"
 [vm]
@@ -443,6 +489,48 @@ path = "arbiter"
             .unwrap_err();
             assert!(error.contains(expected), "{to}: {error}");
         }
+    }
+
+    #[test]
+    fn a_key_that_is_a_pipe_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        make_fifo(&fifo);
+        for key in [fifo.to_str().unwrap(), "/dev/zero"] {
+            let error = check(Purpose::Pair, |text| {
+                let from = text.lines().find(|line| line.starts_with("key_file"));
+                text.replace(from.unwrap(), &format!("key_file = {key:?}"))
+            })
+            .unwrap_err();
+            let expected = format!("pair.key_file is {key}, which is a ");
+            assert!(error.contains(&expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_misspelt_level_is_no_module() {
+        for good in [
+            "info",
+            "OFF",
+            "",
+            "info,colo_proto=debug",
+            "warn,[span]=trace",
+        ] {
+            assert!(Log::parse(good).is_ok(), "{good}");
+        }
+        let says = |level: &str| {
+            check(Purpose::Check, |text| {
+                text + &format!("[log]\nlevel = {level:?}\n")
+            })
+            .unwrap_err()
+        };
+        let error = says("inof");
+        assert!(
+            error.contains("log.level has \"inof\", which is no level; expected off, error"),
+            "{error}"
+        );
+        assert!(says("warn,colo_proto").contains("has \"colo_proto\""));
+        assert!(says("info,colo_proto=debgu").contains("expected off"));
     }
 
     #[test]

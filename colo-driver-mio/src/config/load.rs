@@ -1,8 +1,12 @@
 //! From a file to a checked [`Config`], or to one line that says what, where and what to do.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs,
+    io::{self, Read as _},
+    path::Path,
+};
 
-use super::{Config, Purpose};
+use super::{Config, Purpose, places::kind};
 
 /// Largest file that is read.
 const FILE_MOST: u64 = 1 << 20;
@@ -14,7 +18,7 @@ const ALIKE: f64 = 0.7;
 #[non_exhaustive]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read configuration {path}: {error}; give the file with --config")]
+    #[error("cannot read configuration {path}: {error}")]
     Read {
         /// The file.
         path: String,
@@ -55,14 +59,7 @@ impl Config {
             path: shown.clone(),
             error,
         };
-        let size = fs::metadata(path).map_err(read)?.len();
-        if size > FILE_MOST {
-            return Err(read(io::Error::new(
-                io::ErrorKind::FileTooLarge,
-                format!("{size} bytes, limit {FILE_MOST}"),
-            )));
-        }
-        let text = fs::read_to_string(path).map_err(read)?;
+        let text = read_text(path).map_err(read)?;
         let mut config = Self::parse(&text, &shown)?;
         config.resolve(path.parent().unwrap_or_else(|| Path::new(".")));
         config.check(purpose, &shown)?;
@@ -104,6 +101,24 @@ impl Config {
     }
 }
 
+/// Reads a file that may be no file: a pipe would be waited for, and a device has no end.
+fn read_text(path: &Path) -> io::Result<String> {
+    let meta = fs::metadata(path)?;
+    if !meta.is_file() {
+        let what = format!("is {}, expected a file", kind(&meta));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    }
+    let mut text = String::new();
+    fs::File::open(path)?
+        .take(FILE_MOST + 1)
+        .read_to_string(&mut text)?;
+    if text.len() as u64 > FILE_MOST {
+        let what = format!("is longer than {FILE_MOST} bytes");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));
+    }
+    Ok(text)
+}
+
 fn line_of(text: &str, at: usize) -> usize {
     text.bytes().take(at).filter(|&b| b == b'\n').count() + 1
 }
@@ -133,6 +148,7 @@ fn explain(message: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::places::make_fifo;
 
     fn error(text: &str) -> String {
         Config::parse(text, "vm.toml").unwrap_err().to_string()
@@ -189,6 +205,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_file_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        make_fifo(&fifo);
+        for (path, expected) in [
+            (fifo.as_path(), "is a pipe, expected a file"),
+            (Path::new("/dev/zero"), "is a device, expected a file"),
+            (dir.path(), "is a directory, expected a file"),
+        ] {
+            let error = Config::load(path, Purpose::Run).unwrap_err().to_string();
+            assert!(error.ends_with(expected), "{error}");
+        }
+        let long = dir.path().join("long.toml");
+        fs::write(&long, vec![b'#'; (FILE_MOST + 1) as usize]).unwrap();
+        let error = Config::load(&long, Purpose::Run).unwrap_err().to_string();
+        assert!(error.ends_with("is longer than 1048576 bytes"), "{error}");
+    }
+
+    #[test]
     fn the_example_is_good_and_every_key_is_documented() {
         let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
         let text = fs::read_to_string(docs.join("examples/vm.toml")).unwrap();
@@ -198,6 +233,7 @@ mod tests {
         fs::write(&key, [1; 32]).unwrap();
         config.vm.kernel = "builtin:server".into();
         config.pair.as_mut().unwrap().key_file = Some(key);
+        config.serial.path = Some(dir.path().join("serial.log"));
         config.check(Purpose::Pair, "vm.toml").unwrap();
 
         let operations = fs::read_to_string(docs.join("operations.md")).unwrap();

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `schema.rs` | [`Config`] and its tables: the file as it is written, with every default |
 //! | `check.rs` | ranges and contradictions, and what each command needs |
+//! | `places.rs` | the files it names: what can be seen of them before anything starts |
 //! | `load.rs` | reading a file; where an error is and which key was meant |
 //! | `value.rs` | durations, sizes, addresses and keys as they are written |
 //!
@@ -12,6 +13,7 @@
 
 mod check;
 mod load;
+mod places;
 mod schema;
 mod value;
 

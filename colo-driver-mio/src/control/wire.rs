@@ -7,6 +7,8 @@ use serde_json::{Map, Value};
 
 /// Longest line that is read, either way.
 pub const LINE_MOST: usize = 64 << 10;
+/// How alike a misspelt command must be to the one that is suggested.
+const ALIKE: f64 = 0.8;
 
 /// What a client wants.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,17 +44,21 @@ impl Refused {
         }
     }
 
-    /// There is no such command.
+    /// There is no such command: the one that was probably meant, or all there are.
     #[must_use]
     pub fn unknown(name: &str, known: &[&str]) -> Self {
         let nearest = known
             .iter()
-            .max_by(|a, b| strsim::jaro_winkler(name, a).total_cmp(&strsim::jaro_winkler(name, b)))
-            .copied()
-            .unwrap_or_default();
+            .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
+            .max_by(|a, b| a.0.total_cmp(&b.0))
+            .filter(|(score, _)| *score >= ALIKE);
+        let hint = match nearest {
+            Some((_, candidate)) => format!("did you mean {candidate}?"),
+            None => format!("known here: {}", known.join(", ")),
+        };
         Self {
             class: "CommandNotFound".into(),
-            desc: format!("the command {name} is not known, did you mean {nearest}?"),
+            desc: format!("the command {name} is not known, {hint}"),
         }
     }
 }
@@ -153,5 +159,16 @@ mod tests {
             refused.desc,
             "the command chekpoint is not known, did you mean checkpoint?"
         );
+    }
+
+    #[test]
+    fn a_command_like_no_other_gets_the_whole_list() {
+        for name in ["nonsense", "detach"] {
+            let refused = Refused::unknown(name, &["status", "save", "events"]);
+            assert_eq!(
+                refused.desc,
+                format!("the command {name} is not known, known here: status, save, events")
+            );
+        }
     }
 }

@@ -2,8 +2,10 @@
 //! them as real processes.
 
 use std::{
-    fs, io,
+    fs::{self, OpenOptions},
+    io::{self, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -107,8 +109,7 @@ impl Host {
 #[derive(Debug)]
 pub struct Stage {
     exe: PathBuf,
-    directory: PathBuf,
-    keep: bool,
+    directory: Directory,
     switch: Switch,
     settings: Settings,
     id: Hex,
@@ -168,13 +169,18 @@ impl Stage {
         let number = STAGES.fetch_add(1, Ordering::Relaxed);
         let directory =
             std::env::temp_dir().join(format!("colod-stage-{}-{number}", std::process::id()));
-        fs::create_dir(&directory)?;
+        let directory = Directory::make(directory)?;
         let id = u128::from(super::now()) << 64 | u128::from(std::process::id());
-        fs::write(directory.join("pair.key"), key(id))?;
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(directory.path.join("pair.key"))?
+            .write_all(&key(id))?;
+        let plug = directory.path.join("switch.sock");
         Ok(Self {
             exe: exe.to_owned(),
-            keep: false,
-            switch: Switch::start(&directory.join("switch.sock"))?,
+            switch: Switch::start(&plug).map_err(naming(&plug))?,
             settings,
             id: Hex(id.to_be_bytes()),
             sites,
@@ -185,14 +191,14 @@ impl Stage {
 
     /// Leaves configurations and logs behind, and says where.
     pub fn keep(&mut self) -> &Path {
-        self.keep = true;
-        &self.directory
+        self.directory.keep = true;
+        &self.directory.path
     }
 
     /// Where configurations and logs lie.
     #[must_use]
     pub fn directory(&self) -> &Path {
-        &self.directory
+        &self.directory.path
     }
 
     /// The network.
@@ -204,7 +210,7 @@ impl Stage {
     /// Where to plug into it.
     #[must_use]
     pub fn switch_path(&self) -> PathBuf {
-        self.directory.join("switch.sock")
+        self.directory.path.join("switch.sock")
     }
 
     const fn site(&self, host: Host) -> &Site {
@@ -252,7 +258,7 @@ impl Stage {
     /// The program cannot be started.
     pub fn start_with(&mut self, host: Host, command: &str, more: &[&str]) -> io::Result<Daemon> {
         self.started += 1;
-        let place = self.directory.join(host.name());
+        let place = self.directory.path.join(host.name());
         fs::create_dir_all(&place)?;
         let mut config = self.config(host, &place);
         if let Some(disk) = &mut config.disk {
@@ -311,7 +317,7 @@ impl Stage {
             pair: Some(Pair {
                 node: host.node(),
                 id: self.id,
-                key_file: Some(self.directory.join("pair.key")),
+                key_file: Some(self.directory.path.join("pair.key")),
                 listen: Endpoint::Tcp(self.stream_address(host)),
                 peer: Endpoint::Tcp(self.stream_address(peer)),
                 ram_lanes: 1,
@@ -323,7 +329,7 @@ impl Stage {
             arbiter: Arbiter {
                 kind: settings.arbiter,
                 path: (settings.arbiter == ArbiterKind::File)
-                    .then(|| self.directory.join("arbiter")),
+                    .then(|| self.directory.path.join("arbiter")),
             },
             control: Control {
                 socket: Some(place.join("control.sock")),
@@ -337,12 +343,31 @@ impl Stage {
     }
 }
 
-impl Drop for Stage {
+/// A directory that is gone afterwards, unless it is kept.
+#[derive(Debug)]
+struct Directory {
+    path: PathBuf,
+    keep: bool,
+}
+
+impl Directory {
+    fn make(path: PathBuf) -> io::Result<Self> {
+        fs::create_dir(&path).map_err(naming(&path))?;
+        Ok(Self { path, keep: false })
+    }
+}
+
+impl Drop for Directory {
     fn drop(&mut self) {
         if !self.keep {
-            let _gone = fs::remove_dir_all(&self.directory);
+            let _gone = fs::remove_dir_all(&self.path);
         }
     }
+}
+
+/// An error of the system that says of what.
+fn naming(path: &Path) -> impl FnOnce(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 /// A key of the machine's own randomness.

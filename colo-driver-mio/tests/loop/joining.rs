@@ -46,6 +46,7 @@ fn strangers_are_sent_away_and_the_peer_still_joins() {
     let why = report(&reports, |what| matches!(what, What::CallerRefused(_)));
     let again = report(&reports, |what| matches!(what, What::CallerRefused(_)));
     let both = format!("{why:?} {again:?}");
+    assert!(both.contains("caller 127.0.0.1: "), "{both}");
     assert!(both.contains("not colo"), "{both}");
     assert!(both.contains("ended in the handshake"), "{both}");
     // It saw the challenge and then the end, nothing else.
@@ -80,7 +81,11 @@ fn each_misfit_is_told_its_reason() {
         (other_key, CONTROL, "do not have the same key"),
         (other_vm, CONTROL, "protects another VM"),
         (second, CONTROL, "already has a secondary"),
-        (to_a_secondary, CONTROL, "not the primary"),
+        (
+            to_a_secondary,
+            CONTROL,
+            "the host that was called is not the primary",
+        ),
         (more_lanes, Channel::Ram(7), "no such channel"),
     ] {
         let host = Host::start(Role::Secondary, config);

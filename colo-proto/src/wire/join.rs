@@ -66,8 +66,8 @@ pub enum Refusal {
     /// The versions differ.
     #[error("the other host speaks another version of the protocol")]
     Version,
-    /// The other host is not the primary now.
-    #[error("the other host is not the primary")]
+    /// The host that was called is not the primary now. Said on both.
+    #[error("the host that was called is not the primary now")]
     NotPrimary,
     /// The channel is not configured on the other host.
     #[error("the other host has no such channel; both need the same number of RAM lanes")]

@@ -8,8 +8,8 @@ use colo_driver_mio::qemu::{feed::FeedArgs, inspect::InspectArgs, standby::Stand
 /// Fault tolerance for KVM virtual machines: two hosts, one VM.
 #[derive(Debug, Parser)]
 #[command(
+    name = "colod",
     version,
-    about,
     long_about = "Fault tolerance for KVM virtual machines: two hosts, one VM.\n\n\
         A primary runs the VM and copies it to a secondary many times a second. When either host \
         dies, the other goes on, and clients notice nothing but a short silence: no connection \
@@ -145,7 +145,7 @@ pub(crate) enum Kill {
 #[command(after_help = "EXAMPLES:\n  \
     colod ctl --socket /run/colo.sock status\n  \
     colod ctl --socket /run/colo.sock set checkpoint-delay 50ms\n  \
-    colod ctl --socket /run/colo.sock --json events\n  \
+    colod ctl --socket /run/colo.sock --json events --history\n  \
     colod ctl --socket /run/colo.sock raw query-colo-status")]
 pub(crate) struct CtlArgs {
     /// The daemon's control.socket.
@@ -179,7 +179,11 @@ pub(crate) enum Ask {
         value: String,
     },
     /// Print events until the daemon ends.
-    Events,
+    Events {
+        /// Begin with the last 1,024 of the past.
+        #[arg(long)]
+        history: bool,
+    },
     /// End protection and go on alone.
     Detach,
     /// Take a secondary again after detach.
@@ -228,4 +232,20 @@ pub(crate) struct RestoreArgs {
     pub(crate) daemon: DaemonArgs,
     /// What `colod save` wrote.
     pub(crate) file: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn it_is_called_colod_and_says_what_it_is_for() {
+        let cli = Cli::command();
+        cli.clone().debug_assert();
+        assert!(cli.render_version().starts_with("colod 0."));
+        let about = cli.get_about().unwrap().to_string();
+        assert!(about.starts_with("Fault tolerance for KVM"), "{about}");
+    }
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     Failure,
     cli::{Ask, CtlArgs, SaveArgs, Setting},
+    say::say,
 };
 
 /// A checkpoint over a slow link takes a while; a daemon that says nothing for this long hangs.
@@ -16,17 +17,19 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Asks and prints.
 pub(crate) fn run(args: &CtlArgs) -> Result<ExitCode, Failure> {
     let mut client = Client::connect(&args.socket)?;
-    let (command, arguments) = match &args.ask {
-        Ask::Events => return events(client, args.json),
-        ask => request(ask)?,
-    };
+    let (command, arguments) = request(&args.ask)?;
+    if command == "events" {
+        // More follows than one answer, also when it was asked for raw.
+        let json = args.json || matches!(args.ask, Ask::Raw { .. });
+        return events(client, &arguments, json);
+    }
     client.patience(PATIENCE)?;
     let answer = client.execute(&command, arguments)?;
     match (args.json, &args.ask) {
-        (true, _) => println!("{answer}"),
-        (false, Ask::Status) => println!("{}", status(&answer)),
-        (false, Ask::Raw { .. }) => println!("{answer:#}"),
-        (false, _) => println!("done"),
+        (true, _) => say(answer)?,
+        (false, Ask::Status) => say(status(&answer))?,
+        (false, Ask::Raw { .. }) => say(format_args!("{answer:#}"))?,
+        (false, _) => say("done")?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -36,7 +39,7 @@ pub(crate) fn save(args: &SaveArgs) -> Result<ExitCode, Failure> {
     let file = std::path::absolute(&args.file)?;
     let mut client = Client::connect(&args.socket)?;
     client.execute("save", json!({ "file": file }))?;
-    println!("{}: saved; the VM runs on", file.display());
+    say(format_args!("{}: saved; the VM runs on", file.display()))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -68,18 +71,18 @@ fn request(ask: &Ask) -> Result<(String, Value), Failure> {
                 .map_err(|error| format!("arguments {arguments:?}: {error}"))?;
             return Ok((command.clone(), arguments));
         }
-        Ask::Events => ("events", json!({})),
+        Ask::Events { history } => ("events", json!({ "history": history })),
     };
     Ok((command.to_owned(), arguments))
 }
 
-fn events(client: Client, as_json: bool) -> Result<ExitCode, Failure> {
-    for event in client.events(false)? {
+fn events(client: Client, arguments: &Value, as_json: bool) -> Result<ExitCode, Failure> {
+    for event in client.events(arguments["history"] == true)? {
         let event = event?;
         if as_json {
-            println!("{event}");
+            say(event)?;
         } else {
-            println!("{}", event_line(&event));
+            say(event_line(&event))?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -1,6 +1,7 @@
 //! `colod primary` and `colod secondary`: configuration → machine → loop, until it ends.
 
 use std::{
+    fmt::Display,
     fs,
     io::Read as _,
     process::ExitCode,
@@ -61,6 +62,9 @@ pub(crate) fn run(args: &DaemonArgs, start: Start) -> Result<ExitCode, Failure> 
         .pair
         .as_ref()
         .ok_or("the configuration has no pair")?;
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
     let built = build(&config)?;
     let [boot, entropy] = random()?;
     let boot = BootId(boot);
@@ -261,24 +265,27 @@ fn protocol(config: &Config, pair: &Pair, key: MacKey, vm: &Vm) -> Result<Protoc
 
 /// What must be the same on both hosts besides memory.
 fn shape_items(config: &Config, vm: &Vm) -> Vec<ShapeItem> {
-    let items = [
-        ("vcpus", vm.shape().vcpus.to_string()),
-        (
-            "net",
-            format!(
-                "{:?} {} offloads {}",
-                config.net.backend != config::Backend::None,
-                config.net.mac,
-                config.net.offloads()
-            ),
-        ),
-        ("disk", config.disk.is_some().to_string()),
-    ];
-    let items = items.map(|(name, value)| ShapeItem {
+    let vcpus = item("vcpus", vm.shape().vcpus);
+    let disk = item("disk", config.disk.is_some());
+    let net = network(&config.net);
+    let items = [vcpus, disk].into_iter().chain(net);
+    items.chain(processor(vm)).collect()
+}
+
+/// The network card, one thing an item: a host that differs is told in which, by its key.
+fn network(net: &config::Net) -> [ShapeItem; 3] {
+    [
+        item("network card", net.backend != config::Backend::None),
+        item("net.mac", net.mac),
+        item("net.offloads", net.offloads()),
+    ]
+}
+
+fn item(name: &str, value: impl Display) -> ShapeItem {
+    ShapeItem {
         name: name.into(),
-        value,
-    });
-    items.into_iter().chain(processor(vm)).collect()
+        value: value.to_string(),
+    }
 }
 
 /// The processor, leaf by leaf: two hosts that differ are told where.
@@ -326,4 +333,25 @@ fn random() -> Result<[u64; 2], Failure> {
         source.read_exact(word)?;
     }
     Ok(bytes.map(u64::from_le_bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_that_differs_is_told_by_the_key_that_does() {
+        let here = config::Net::default();
+        let there = config::Net {
+            mac: config::Mac([2, 0, 0, 0, 0, 1]),
+            ..here.clone()
+        };
+        let differ: Vec<String> = network(&here)
+            .into_iter()
+            .zip(network(&there))
+            .filter(|(a, b)| a != b)
+            .map(|(a, b)| format!("{} {} {}", a.name, a.value, b.value))
+            .collect();
+        assert_eq!(differ, ["net.mac 52:54:00:c0:10:01 02:00:00:00:00:01"]);
+    }
 }

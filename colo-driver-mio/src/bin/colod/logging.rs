@@ -3,16 +3,16 @@
 use std::{fs::OpenOptions, io::IsTerminal as _, sync::Mutex};
 
 use colo_driver_mio::config::{Log, LogFormat};
-use tracing_subscriber::{EnvFilter, Layer, Registry, layer::SubscriberExt as _};
+use tracing_subscriber::{Layer, Registry, layer::SubscriberExt as _};
 
 use crate::Failure;
 
 /// Sets logging up as the configuration says; `RUST_LOG` has the last word on levels.
 pub(crate) fn start(log: &Log) -> Result<(), Failure> {
-    let directives = std::env::var("RUST_LOG").unwrap_or_else(|_| log.level.clone());
-    let filter = EnvFilter::try_new(&directives).map_err(|error| {
-        format!("log.level {directives:?}: {error}; expected error, warn, info, debug or trace")
-    })?;
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(directives) => Log::parse(&directives).map_err(|why| format!("RUST_LOG {why}"))?,
+        Err(_) => log.filter().map_err(|why| format!("log.level {why}"))?,
+    };
     let lines = tracing_subscriber::fmt::layer().with_target(true);
     let layer: Box<dyn Layer<Registry> + Send + Sync> = match (&log.file, log.format) {
         (None, LogFormat::Text) => {

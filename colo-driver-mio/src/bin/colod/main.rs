@@ -11,6 +11,7 @@
 //! | `kvm/` | the guest behind the loop |
 //! | `operator.rs`, `report.rs` | what the control socket does and says |
 //! | `qemu.rs` | `colod inspect`, `standby`, `feed`: beside an unmodified QEMU |
+//! | `say.rs` | standard output and standard error |
 //! | `ctl.rs` | `colod ctl`: talks to a running daemon |
 //! | `demo/` | `colod demo`: the main job on one machine |
 
@@ -27,6 +28,7 @@ mod progress;
 mod qemu;
 mod report;
 mod run;
+mod say;
 mod signals;
 
 use std::process::ExitCode;
@@ -57,26 +59,26 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(code) => code,
-        Err(failure) => {
-            eprintln!("colod: {failure}");
-            ExitCode::FAILURE
-        }
+        Err(failure) => say::give_up(&failure),
     }
 }
 
 /// `colod check`.
 fn check(args: &cli::ConfigArgs) -> Result<ExitCode, Failure> {
     let config = Config::load(&args.config, Purpose::Check)?;
+    for warning in config.warnings() {
+        say::complain(format_args!("colod: warning: {warning}"));
+    }
     let pair = match &config.pair {
         Some(pair) => format!("node {} of pair {}", pair.node, pair.id),
         None => "no pair, so only `colod run` can use it".into(),
     };
-    println!(
+    say::say(format_args!(
         "{}: good: {} with {} vCPU, {} of memory; {pair}",
         args.config.display(),
         config.vm.name,
         config.vm.vcpus,
         config.vm.memory
-    );
+    ))?;
     Ok(ExitCode::SUCCESS)
 }

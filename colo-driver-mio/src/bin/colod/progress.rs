@@ -111,9 +111,14 @@ impl Progress {
             "pages": self.pages,
             "sent": self.sent,
             "bytes-per-second": self.bytes_per_second() as u64,
-            "seconds-left": self.left(),
+            "seconds-left": self.left().map(tenths),
         })
     }
+}
+
+/// More places than this would say that it is known.
+fn tenths(value: f64) -> f64 {
+    (value * 10.0).round() / 10.0
 }
 
 #[cfg(test)]
@@ -141,6 +146,12 @@ mod tests {
             "synchronising: round 0, 25 % of 1024 MiB, 128 MiB/s, 6 s left"
         );
         assert_eq!(progress.json()["seconds-left"], 6.0);
+        let odd = Progress {
+            sent: 65_537,
+            spent: Duration::from_nanos(334_700_000),
+            ..progress
+        };
+        assert_eq!(odd.json()["seconds-left"], 1.0);
         let nothing = Progress {
             sent: 0,
             ..progress

@@ -20,6 +20,7 @@ use serde::Serialize;
 
 use crate::{
     Failure, logging,
+    say::complain,
     signals::{INTERRUPTED, Interrupt},
 };
 
@@ -53,7 +54,9 @@ pub(crate) fn standby(args: &StandbyArgs) -> Result<ExitCode, Failure> {
     })?;
     Ok(match outcome {
         Outcome::Resumed(_, Some(status)) if !status.success() => {
-            eprintln!("colod: the command given by --resume-with ended with {status}");
+            complain(format_args!(
+                "colod: the command given by --resume-with ended with {status}"
+            ));
             ExitCode::FAILURE
         }
         Outcome::Resumed(..) => ExitCode::SUCCESS,

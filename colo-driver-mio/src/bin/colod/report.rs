@@ -1,12 +1,16 @@
 //! What the loop reports, for logs and for the control socket: one name and the same fields in
 //! both.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use colo_driver_mio::handle::{Report, What};
 use colo_proto::{
     event::{Cause, Event, PeerLost},
-    member::{MemberEvent, MemberState},
+    id::Channel,
+    member::{Critical, MemberEvent, MemberState},
     status::{ColoMode, ExitReason, Mode},
 };
 use serde_json::{Value, json};
@@ -63,20 +67,24 @@ impl Told {
     }
 }
 
-/// What was said last of attempts to connect. They go on for as long as it takes, and a person wants
-/// to read once why none succeeds.
+/// What was said last of attempts to connect, by name. They go on for as long as it takes, and a
+/// person wants to read once why none succeeds.
 #[derive(Debug, Default)]
-pub(crate) struct Attempts(Option<Value>);
+pub(crate) struct Attempts(BTreeMap<&'static str, Value>);
 
 impl Attempts {
-    /// Makes news of an attempt that failed in another way than the one before.
+    /// Makes news of an attempt that failed in another way than the one before, and of no other.
     pub(crate) fn weigh(&mut self, told: &mut Told) {
         match told.name {
-            "NOT_CONNECTED" if self.0.as_ref() != Some(&told.data) => {
-                told.level = Level::Warn;
-                self.0 = Some(told.data.clone());
+            "NOT_CONNECTED" | "CALLER_REFUSED" | "PEER_REFUSED" | "PEER_LEFT" => {
+                let before = self.0.insert(told.name, told.data.clone());
+                told.level = if before.as_ref() == Some(&told.data) {
+                    Level::Debug
+                } else {
+                    Level::Warn
+                };
             }
-            "PEER_ACCEPTED" => self.0 = None,
+            "PEER_ACCEPTED" => self.0.clear(),
             _ => {}
         }
     }
@@ -87,16 +95,16 @@ pub(crate) fn tell(what: &What) -> Told {
     use Level::{Debug, Error, Info, Warn};
     match what {
         What::Machine(event) => tell_event(event),
-        What::Up(channel) => Told::new("CHANNEL_UP", Debug, json!({ "channel": word(channel) })),
-        What::Down(channel, why) => Told::new(
+        What::Up(of) => Told::new("CHANNEL_UP", Debug, json!({ "channel": channel(*of) })),
+        What::Down(of, why) => Told::new(
             "CHANNEL_DOWN",
             Info,
-            json!({ "channel": word(channel), "why": why }),
+            json!({ "channel": channel(*of), "why": why }),
         ),
-        What::NotConnected(channel, why) => Told::new(
+        What::NotConnected(of, why) => Told::new(
             "NOT_CONNECTED",
             Debug,
-            json!({ "channel": word(channel), "why": why }),
+            json!({ "channel": channel(*of), "why": why }),
         ),
         What::CallerRefused(why) => Told::new("CALLER_REFUSED", Warn, json!({ "why": why })),
         What::RecordNotWritten(why) => {
@@ -186,6 +194,7 @@ fn tell_event(event: &Event) -> Told {
 
 fn tell_member(event: &MemberEvent) -> Told {
     use Level::{Error, Info, Warn};
+    let warn = |name, data| Told::new(name, Warn, data);
     match event {
         MemberEvent::State {
             from,
@@ -204,9 +213,46 @@ fn tell_member(event: &MemberEvent) -> Told {
             )
         }
         MemberEvent::Critical(critical) => {
-            Told::new("CRITICAL", Error, json!({ "what": word(critical) }))
+            let (what, generation) = match critical {
+                Critical::UnsafeTakeover => ("took over without asking an arbiter", None),
+                Critical::OverrideUsed => ("the operator's override was used", None),
+                Critical::OwnershipLost { generation } => {
+                    ("the other host owns the VM", Some(generation))
+                }
+                Critical::SplitBrain { generation } => {
+                    ("both hosts say that they own the VM", Some(generation))
+                }
+            };
+            let mut data = json!({ "what": what });
+            if let Some(generation) = generation {
+                data["generation"] = json!(generation.0);
+            }
+            Told::new("CRITICAL", Error, data)
         }
-        other => Told::new("MEMBER_EVENT", Warn, json!({ "what": word(other) })),
+        MemberEvent::Stalled(time) => warn("STALLED", json!({ "ms": millis(*time) })),
+        MemberEvent::PathDown(path) => warn("PATH_DOWN", json!({ "path": path.0 })),
+        MemberEvent::PathUp(path) => Told::new("PATH_UP", Info, json!({ "path": path.0 })),
+        MemberEvent::PeerDeaf => warn("PEER_DEAF", json!({})),
+        MemberEvent::ArbiterSilent => warn("ARBITER_SILENT", json!({})),
+        MemberEvent::ArbiterWentBack { got, known } => warn(
+            "ARBITER_WENT_BACK",
+            json!({ "generation": got.0, "known": known.0 }),
+        ),
+        MemberEvent::DualStartRefused { generation, epoch } => warn(
+            "DUAL_START_REFUSED",
+            json!({ "generation": generation.0, "epoch": epoch.0 }),
+        ),
+        MemberEvent::ReplicaNotClean(epoch) => {
+            warn("REPLICA_NOT_CLEAN", json!({ "epoch": epoch.0 }))
+        }
+        MemberEvent::Hang => warn("HANG", json!({})),
+        MemberEvent::WaitingForOperator => warn("WAITING_FOR_OPERATOR", json!({})),
+        MemberEvent::RecordForeign => warn("RECORD_FOREIGN", json!({})),
+        MemberEvent::Refused { command, state } => warn(
+            "COMMAND_REFUSED",
+            json!({ "command": word(command), "member": word(state) }),
+        ),
+        other => warn("MEMBER_EVENT", json!({ "what": word(other) })),
     }
 }
 
@@ -214,7 +260,7 @@ fn tell_member(event: &MemberEvent) -> Told {
 fn left(why: &PeerLost) -> String {
     match why {
         PeerLost::Silent => "it was silent".into(),
-        PeerLost::HungUp(channel) => format!("its {channel:?} connection ended"),
+        PeerLost::HungUp(of) => format!("its {} connection ended", channel(*of)),
         PeerLost::Faulty(fault) => format!("it broke the protocol: {fault}"),
         PeerLost::Unfit => "it does not fit".into(),
         PeerLost::Goodbye => "the VM ended in good order".into(),
@@ -222,7 +268,7 @@ fn left(why: &PeerLost) -> String {
         PeerLost::Asked => "an operator asked".into(),
         PeerLost::NotOwner => "the arbiter gave the VM to the other host".into(),
         PeerLost::Local(op) => format!("the guest here failed to {op:?}"),
-        PeerLost::TooSlow(waited) => format!("too slow: waited {waited:?}"),
+        PeerLost::TooSlow(waited) => format!("too slow: waited {} ms", millis(*waited)),
         other => word(other),
     }
 }
@@ -258,8 +304,21 @@ fn cause(cause: Cause) -> String {
     word(&cause).to_lowercase()
 }
 
+/// A channel in words.
+fn channel(channel: Channel) -> String {
+    match channel {
+        Channel::Ram(lane) => format!("Ram {lane}"),
+        other => word(&other),
+    }
+}
+
 fn word(value: &impl std::fmt::Debug) -> String {
     format!("{value:?}")
+}
+
+/// Whole milliseconds.
+fn millis(time: Duration) -> u64 {
+    micros(time) / 1_000
 }
 
 /// Whole microseconds.
@@ -271,7 +330,8 @@ pub(crate) fn micros(time: Duration) -> u64 {
 mod tests {
     use super::*;
     use colo_proto::{
-        id::{Channel, Epoch},
+        id::{Epoch, Generation},
+        member::PathId,
         status::ColoExit,
         time::Instant,
     };
@@ -309,6 +369,63 @@ mod tests {
         assert_eq!(level("nobody listens"), Level::Debug);
         assert_eq!(level("it already has a secondary"), Level::Warn);
         assert_eq!(level("nobody listens"), Level::Warn);
+    }
+
+    #[test]
+    fn a_peer_that_is_refused_again_and_again_is_told_of_once() {
+        let mut attempts = Attempts::default();
+        let mut level = |what: &What| {
+            let mut told = tell(what);
+            attempts.weigh(&mut told);
+            told.level
+        };
+        let stranger = What::CallerRefused("caller 10.0.0.2: refused".into());
+        let refused = What::Machine(Event::PeerRefused {
+            reasons: vec!["vcpus is 1 here and 2 there".into()],
+        });
+        let left = What::Machine(Event::PeerLeft(PeerLost::Unfit));
+        let round = [&stranger, &refused, &left];
+        assert_eq!(round.map(&mut level), [Level::Warn; 3]);
+        assert_eq!(round.map(&mut level), [Level::Debug; 3]);
+        let silent = What::Machine(Event::PeerLeft(PeerLost::Silent));
+        assert_eq!(level(&silent), Level::Warn);
+        // A peer that was taken is missed anew, whatever it is that it leaves for.
+        level(&What::Machine(Event::PeerAccepted { boot: 1 }));
+        assert_eq!(level(&silent), Level::Warn);
+    }
+
+    #[test]
+    fn what_a_member_says_has_names_and_numbers() {
+        let told = |event| {
+            let Told { name, data, .. } = tell(&What::Machine(Event::Member(event)));
+            format!("{name} {data}")
+        };
+        for (event, expected) in [
+            (MemberEvent::PathDown(PathId(1)), r#"PATH_DOWN {"path":1}"#),
+            (
+                MemberEvent::Stalled(Duration::from_nanos(3_253_186_980)),
+                r#"STALLED {"ms":3253}"#,
+            ),
+            (
+                MemberEvent::ArbiterWentBack {
+                    got: Generation(3),
+                    known: Generation(5),
+                },
+                r#"ARBITER_WENT_BACK {"generation":3,"known":5}"#,
+            ),
+            (
+                MemberEvent::Critical(Critical::SplitBrain {
+                    generation: Generation(4),
+                }),
+                r#"CRITICAL {"generation":4,"what":"both hosts say that they own the VM"}"#,
+            ),
+        ] {
+            assert_eq!(told(event), expected);
+        }
+        let slow = PeerLost::TooSlow(Duration::from_micros(1_500_700));
+        assert_eq!(left(&slow), "too slow: waited 1500 ms");
+        let hung_up = PeerLost::HungUp(Channel::Ram(2));
+        assert_eq!(left(&hung_up), "its Ram 2 connection ended");
     }
 
     #[test]

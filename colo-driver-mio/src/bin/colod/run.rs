@@ -184,21 +184,52 @@ impl Operator for Alone {
                 (self.quit)();
                 Ok(json!({}))
             }
-            "checkpoint" | "failover" | "x-colo-lost-heartbeat" => Err(Refused::because(
-                "this VM is not protected: no secondary is in step",
-            )),
-            other => Err(Refused::unknown(
-                other,
-                &[
-                    "status",
-                    "query-colo-status",
-                    "stop",
-                    "cont",
-                    "save",
-                    "quit",
-                    "events",
-                ],
-            )),
+            other => Err(refused(other)),
         }
+    }
+}
+
+/// Commands of this socket.
+const KNOWN: [&str; 7] = [
+    "status",
+    "query-colo-status",
+    "stop",
+    "cont",
+    "save",
+    "quit",
+    "events",
+];
+/// Commands that need a pair.
+const OF_A_PAIR: [&str; 9] = [
+    "checkpoint",
+    "failover",
+    "x-colo-lost-heartbeat",
+    "detach",
+    "attach",
+    "set-mode",
+    "migrate-set-parameters",
+    "xen-set-replication",
+    "xen-colo-do-checkpoint",
+];
+
+/// Why a command that is none of this socket's is not carried out.
+fn refused(command: &str) -> Refused {
+    if OF_A_PAIR.contains(&command) {
+        return Refused::because(format!("{command}: this VM is not protected (colod run)"));
+    }
+    Refused::unknown(command, &KNOWN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pairs_command_is_known_and_has_no_pair_here() {
+        assert_eq!(
+            refused("detach").desc,
+            "detach: this VM is not protected (colod run)"
+        );
+        assert!(refused("statsu").desc.ends_with("did you mean status?"));
     }
 }

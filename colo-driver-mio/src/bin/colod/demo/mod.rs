@@ -10,7 +10,7 @@ mod timeline;
 
 use std::process::ExitCode;
 
-use crate::{Failure, cli::DemoArgs, signals};
+use crate::{Failure, cli::DemoArgs, say::complain, signals};
 
 /// Runs the demo.
 pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode, Failure> {
@@ -19,7 +19,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode, Failure> {
         Ok(true) => Ok(ExitCode::SUCCESS),
         Ok(false) => Ok(ExitCode::FAILURE),
         Err(_) if interrupt.asked() => {
-            eprintln!("colod: interrupted; both daemons were ended");
+            complain("colod: interrupted; both daemons were ended");
             Ok(ExitCode::from(signals::INTERRUPTED))
         }
         Err(failure) => Err(failure),

@@ -16,6 +16,7 @@ use super::timeline::{Timeline, millis, percentile};
 use crate::{
     Failure,
     cli::{DemoArgs, DemoMode, Kill},
+    say::complain,
     signals::Interrupt,
 };
 
@@ -39,7 +40,7 @@ pub(super) fn tell(args: &DemoArgs, interrupt: &Interrupt) -> Result<bool, Failu
     };
     if args.keep {
         let directory = stage.keep().display().to_string();
-        eprintln!("configurations and logs: {directory}");
+        complain(format_args!("configurations and logs: {directory}"));
     }
     let mut story = Story {
         args,
@@ -127,7 +128,7 @@ impl Story<'_> {
         let daemon = stage.start(host, role)?;
         let text = format!("started as {role}, process {}", daemon.pid());
         let data = json!({ "role": role, "pid": daemon.pid() });
-        self.line.tell(now(), host.name(), "started", &text, data);
+        self.line.tell(now(), host.name(), "started", &text, data)?;
         Ok(daemon)
     }
 
@@ -162,7 +163,7 @@ impl Story<'_> {
             pair.secondary.host().name()
         );
         self.line
-            .tell(at(&event), name, "protected", &text, data.clone());
+            .tell(at(&event), name, "protected", &text, data.clone())?;
         Ok(())
     }
 
@@ -180,7 +181,7 @@ impl Story<'_> {
             self.line.idle();
             let text = "connected to the guest; works over this one connection from here on";
             let at = client.report().connected.unwrap_or_default();
-            self.line.tell(at, "client", "connected", text, json!({}));
+            self.line.tell(at, "client", "connected", text, json!({}))?;
         }
         let (start, first) = (Instant::now(), pair.primary.events().len());
         let from = now();
@@ -198,12 +199,11 @@ impl Story<'_> {
             }
         }
         self.line.idle();
-        self.checkpoints(&pair.primary, first);
-        self.answers(from);
-        Ok(())
+        self.checkpoints(&pair.primary, first)?;
+        self.answers(from)
     }
 
-    fn checkpoints(&self, primary: &Daemon, first: usize) {
+    fn checkpoints(&self, primary: &Daemon, first: usize) -> Result<(), Failure> {
         let events = primary.events();
         let pauses = events
             .iter()
@@ -226,11 +226,14 @@ impl Story<'_> {
             "pause_us": { "median": median, "p99": p99, "max": longest },
         });
         self.line
-            .tell(now(), primary.host().name(), "checkpoints", &text, data);
+            .tell(now(), primary.host().name(), "checkpoints", &text, data)?;
+        Ok(())
     }
 
-    fn answers(&self, from: u64) {
-        let Some(client) = &self.client else { return };
+    fn answers(&self, from: u64) -> Result<(), Failure> {
+        let Some(client) = &self.client else {
+            return Ok(());
+        };
         let answers = client.report().answers;
         let answers = answers.iter().filter(|answer| answer.asked >= from);
         let (mut latencies, mut bytes) = (Vec::new(), 0);
@@ -254,7 +257,8 @@ impl Story<'_> {
             "counter": counter,
             "latency_ms": { "median": millis(median), "p99": millis(p99) },
         });
-        self.line.tell(now(), "client", "answers", &text, data);
+        self.line.tell(now(), "client", "answers", &text, data)?;
+        Ok(())
     }
 
     fn kill_primary(&mut self, stage: &mut Stage, pair: Pair) -> Result<Pair, Failure> {
@@ -274,7 +278,7 @@ impl Story<'_> {
             "killed",
             &text,
             json!({ "pid": dead_pid }),
-        );
+        )?;
         let mut survivor = secondary;
         let promoted = self.wait(&mut survivor, "PROMOTED", seen, "the takeover")?;
         if let Some(silence) = survivor.wait_for("SUSPECTED", seen, Duration::ZERO) {
@@ -288,7 +292,7 @@ impl Story<'_> {
                 "suspected",
                 &text,
                 json!({}),
-            );
+            )?;
         }
         let (generation, epoch) = (&promoted["data"]["generation"], &promoted["data"]["epoch"]);
         let text = format!(
@@ -306,7 +310,7 @@ impl Story<'_> {
             "promoted",
             &text,
             data,
-        );
+        )?;
         self.first_signs(stage, &mut survivor, killed)?;
         let before = survivor.events().len();
         let secondary = self.start(stage, dead, "secondary")?;
@@ -350,7 +354,7 @@ impl Story<'_> {
             after(killed, first)
         );
         let data = json!({ "after_kill_ms": millis(first - killed) });
-        self.line.tell(first, name, "first_byte", &text, data);
+        self.line.tell(first, name, "first_byte", &text, data)?;
         self.first_answer(survivor, killed, first)
     }
 
@@ -365,7 +369,7 @@ impl Story<'_> {
         );
         let data = json!({ "after_kill_ms": millis(answer.first_byte - killed) });
         self.line
-            .tell(answer.first_byte, "client", "first_answer", &text, data);
+            .tell(answer.first_byte, "client", "first_answer", &text, data)?;
         Ok(())
     }
 
@@ -405,7 +409,7 @@ impl Story<'_> {
             "killed",
             &text,
             json!({ "pid": dead_pid }),
-        );
+        )?;
         let alone = self.wait(
             &mut primary,
             "UNPROTECTED",
@@ -424,7 +428,7 @@ impl Story<'_> {
             "unprotected",
             &text,
             data,
-        );
+        )?;
         if let Some(client) = &self.client {
             let answer = self.answer(client, &mut primary, at(&alone))?;
             let text = format!(
@@ -433,7 +437,7 @@ impl Story<'_> {
             );
             let data = json!({ "after_kill_ms": millis(answer.first_byte - killed) });
             self.line
-                .tell(answer.first_byte, "client", "first_answer", &text, data);
+                .tell(answer.first_byte, "client", "first_answer", &text, data)?;
         }
         let before = primary.events().len();
         let secondary = self.start(stage, dead, "secondary")?;
@@ -452,7 +456,7 @@ impl Story<'_> {
                 "verdict",
                 "the VM is protected again",
                 json!({ "good": true }),
-            );
+            )?;
             return Ok(true);
         };
         let Report {
@@ -487,7 +491,7 @@ impl Story<'_> {
             "longest_silence_ms": millis(silence),
             "fault": fault.map(|fault| fault.to_string()),
         });
-        self.line.tell(now(), "demo", "verdict", &text, data);
+        self.line.tell(now(), "demo", "verdict", &text, data)?;
         Ok(good)
     }
 

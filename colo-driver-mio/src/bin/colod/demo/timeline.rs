@@ -6,6 +6,8 @@ use colo_driver_mio::demo::now;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 
+use crate::say::{Mute, say};
+
 /// Writes the story as it happens.
 #[derive(Debug)]
 pub(super) struct Timeline {
@@ -26,7 +28,14 @@ impl Timeline {
 
     /// Something happened at `at` (nanoseconds since the host started): `what` is its name for machines, `text`
     /// its sentence for people.
-    pub(super) fn tell(&self, at: u64, who: &str, what: &str, text: &str, data: Value) {
+    pub(super) fn tell(
+        &self,
+        at: u64,
+        who: &str,
+        what: &str,
+        text: &str,
+        data: Value,
+    ) -> Result<(), Mute> {
         let since = at.saturating_sub(self.zero);
         if self.json {
             let mut line = Map::new();
@@ -36,14 +45,13 @@ impl Timeline {
             if let Value::Object(data) = data {
                 line.extend(data);
             }
-            println!("{}", Value::Object(line));
-            return;
+            return say(Value::Object(line));
         }
         let seconds = Duration::from_nanos(since).as_secs_f64();
         let line = format!("{seconds:9.3} s  {who:<7} {text}");
         match &self.bar {
-            Some(bar) => bar.println(line),
-            None => println!("{line}"),
+            Some(bar) => bar.suspend(|| say(line)),
+            None => say(line),
         }
     }
 
