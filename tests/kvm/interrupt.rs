@@ -1,4 +1,4 @@
-//! Ctrl-C at any moment: a clean end, nothing left running, no stale socket.
+//! Ctrl-C or TERM at any moment: a clean end, nothing left running, no stale socket.
 
 use std::{
     process::{Command, Stdio},
@@ -19,7 +19,9 @@ fn of_a_daemon_ends_it_within_seconds_and_removes_its_socket() {
             let mut stage = stage();
             let mut daemon = stage.start(Host::A, command).unwrap();
             thread::sleep(Duration::from_millis(moment));
-            daemon.signal(Signal::INT).unwrap();
+            // Not INT: what a shell starts in the background ignores that until the daemon's handlers
+            // are in place.
+            daemon.signal(Signal::TERM).unwrap();
             let status = daemon.wait_end(PATIENCE).unwrap();
             // Before its handlers are in place the signal itself ends it.
             let early = status.code().is_none();
