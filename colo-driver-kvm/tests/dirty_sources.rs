@@ -7,6 +7,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use colo_driver_kvm::caps::Host;
 use colo_driver_kvm::checkpoint::{CaptureError, Passes};
 use colo_driver_kvm::dirty::{DirtyMode, OwnLog};
 use colo_driver_kvm::memory::{PageStore, StagingError};
@@ -225,45 +226,43 @@ fn a_capture_over_the_bound_loses_nothing_and_the_guest_runs_on() {
     }
 }
 
-#[test]
-fn a_ring_that_fills_up_while_nobody_harvests_loses_nothing() {
-    let Some(host) = host() else { return };
+/// Six times as many pages as the ring of [`crowded`] has entries.
+const CROWD: Walk = Walk {
+    pages: 64,
+    ws: 6144,
+    period: 0,
+    cpus: 1,
+    base: 4 << 20,
+};
+
+fn crowded(host: &Host) -> Vm {
     let config = VmConfig {
         dirty: DirtyMode::Ring(1024),
         ..VmConfig::default()
     };
-    // Six times as many pages as the ring has entries.
-    let walk = Walk {
-        pages: 64,
-        ws: 6144,
-        ..Walk::default()
-    };
-    let mut vm = machine(&host, &config, walk);
+    machine(host, &config, CROWD)
+}
+
+#[test]
+fn a_ring_that_fills_up_while_nobody_harvests_loses_nothing() {
+    let Some(host) = host() else { return };
+    let mut vm = crowded(&host);
     vm.resume().unwrap();
-    await_visits(&vm, 0, walk.ws);
+    await_visits(&vm, 0, CROWD.ws);
     vm.start_tracking().unwrap();
     harvest(&mut vm);
     let before = visits(&vm, 0);
-    await_visits(&vm, 0, before + 2 * walk.ws);
+    await_visits(&vm, 0, before + 2 * CROWD.ws);
     vm.pause();
     let found = pages(&harvest(&mut vm));
-    let missing = (1024..1024 + walk.ws).filter(|p| found.binary_search(&(0, *p)).is_err());
+    let missing = (1024..1024 + CROWD.ws).filter(|p| found.binary_search(&(0, *p)).is_err());
     assert_eq!(missing.count(), 0);
 }
 
 #[test]
 fn a_ring_that_fills_while_the_owner_collects_is_no_overflow() {
     let Some(host) = host() else { return };
-    let config = VmConfig {
-        dirty: DirtyMode::Ring(1024),
-        ..VmConfig::default()
-    };
-    let walk = Walk {
-        pages: 64,
-        ws: 6144,
-        ..Walk::default()
-    };
-    let mut vm = machine(&host, &config, walk);
+    let mut vm = crowded(&host);
     vm.resume().unwrap();
     // Past ring 0, which really overflows the ring where KVM emulates it.
     await_visits(&vm, 0, 1);

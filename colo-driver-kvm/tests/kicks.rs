@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, mpsc};
 
 use colo_driver_kvm::boot::Boot;
+use colo_driver_kvm::caps::Host;
 use colo_driver_kvm::checkpoint::Passes;
 use colo_driver_kvm::device::{BusDevice, Irq, Serial, Sink};
 use colo_driver_kvm::dirty::DirtyMode;
@@ -268,15 +269,21 @@ fn are_one_machine(vcpus: usize, rounds: usize) {
     assert_eq!(contradictions(&vm), []);
 }
 
-#[test]
-fn a_guest_that_crashes_says_so_and_can_be_brought_back() {
-    let Some(host) = host() else { return };
-    let mut vm = machine(&host, &VmConfig::default(), Walk::default());
+/// A machine whose guest is crashing, and a state that does not.
+fn crashing(host: &Host) -> (Vm, Vec<u8>) {
+    let mut vm = machine(host, &VmConfig::default(), Walk::default());
     let mut good = Vec::new();
     vm.save_state(&mut good).unwrap();
     // No interrupt table and an invalid instruction: a triple fault.
     boot_code(&mut vm, &CRASH);
     vm.resume().unwrap();
+    (vm, good)
+}
+
+#[test]
+fn a_guest_that_crashes_says_so_and_can_be_brought_back() {
+    let Some(host) = host() else { return };
+    let (mut vm, good) = crashing(&host);
     let events = loop {
         let events = vm.take_events();
         if !events.is_empty() {
@@ -297,11 +304,7 @@ fn a_guest_that_crashes_says_so_and_can_be_brought_back() {
 #[test]
 fn a_load_takes_back_what_the_replaced_guest_said() {
     let Some(host) = host() else { return };
-    let mut vm = machine(&host, &VmConfig::default(), Walk::default());
-    let mut good = Vec::new();
-    vm.save_state(&mut good).unwrap();
-    boot_code(&mut vm, &CRASH);
-    vm.resume().unwrap();
+    let (mut vm, good) = crashing(&host);
     let fd = vm.event_fd().as_raw_fd();
     // SAFETY: the descriptor is open for as long as the VM is.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };

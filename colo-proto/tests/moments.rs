@@ -95,6 +95,16 @@ type Held<'a> = &'a dyn Fn(usize, &Output) -> bool;
 
 const NOTHING: Held<'static> = &|_, _| false;
 
+fn config(
+    id: u64,
+    member: impl Fn(MemberConfig) -> MemberConfig,
+    more: impl Fn(ConfigBuilder) -> ConfigBuilder,
+) -> Config {
+    let peer = MemberConfig::new(VmId([7; 16]), NodeId(3 - id), MacKey([7; 16]));
+    let builder = Config::builder(NodeId(id), member(peer), &[(Slot(0), 16)]);
+    more(builder).build().unwrap()
+}
+
 /// Host 0 starts as the primary.
 struct Two(Pair<Toy>);
 
@@ -104,11 +114,7 @@ impl Two {
         member: impl Fn(MemberConfig) -> MemberConfig,
         more: impl Fn(ConfigBuilder) -> ConfigBuilder,
     ) -> Self {
-        let config = |id: u64| -> Config {
-            let peer = MemberConfig::new(VmId([7; 16]), NodeId(3 - id), MacKey([7; 16]));
-            let builder = Config::builder(NodeId(id), member(peer), &[(Slot(0), 16)]);
-            more(builder).build().unwrap()
-        };
+        let config = |id| config(id, &member, &more);
         let now = Instant::from_millis(1);
         let mut pair = Pair::new(config(1).channels(), now);
         for (at, start) in [Start::Primary, Start::Secondary].into_iter().enumerate() {
@@ -126,9 +132,7 @@ impl Two {
     /// Power on again, with what was kept on the disk.
     fn restart(&mut self, at: usize, more: impl Fn(ConfigBuilder) -> ConfigBuilder) {
         let id = at as u64 + 1;
-        let peer = MemberConfig::new(VmId([7; 16]), NodeId(3 - id), MacKey([7; 16]));
-        let builder = Config::builder(NodeId(id), peer, &[(Slot(0), 16)]);
-        let config = more(builder).build().unwrap();
+        let config = config(id, |member| member, more);
         let (record, now) = (self.0.record(at), self.0.now());
         let node = Node::new(config, Start::Secondary, BootId(100 + id), record, id, now);
         self.0.start(at, Host::new(node, Toy::default()));

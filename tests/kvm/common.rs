@@ -23,13 +23,18 @@ fn kvm() -> bool {
         .write(true)
         .open("/dev/kvm");
     let Err(error) = here else { return true };
+    skip("kvm", &format!("/dev/kvm cannot be used: {error}"));
+    false
+}
+
+/// Says why a test is skipped that needs `what`, and panics where it must not be.
+pub(crate) fn skip(what: &str, why: &str) {
     let required = env::var("COLO_REQUIRE").unwrap_or_default();
     assert!(
-        !required.split(',').any(|what| what == "kvm"),
-        "COLO_REQUIRE names kvm, but /dev/kvm cannot be used: {error}"
+        !required.split(',').any(|required| required == what),
+        "COLO_REQUIRE names {what}, but {why}"
     );
-    println!("SKIPPED: /dev/kvm cannot be used: {error}");
-    false
+    println!("SKIPPED: {why}");
 }
 
 /// One pair at a time: they share two processors with whatever else runs here. `None` where no pair
