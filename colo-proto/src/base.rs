@@ -186,19 +186,6 @@ impl Base {
         }
     }
 
-    /// `stop`, answered when the guest is; `cont`, answered at once.
-    pub(crate) fn stop_or_continue(&mut self, id: CommandId, stop: bool) {
-        self.stopped = stop;
-        if stop {
-            self.wait(id, Until::Stopped);
-            self.answer_stopped();
-        } else {
-            self.answer_waiting(Until::Stopped, Answer::Refused(Refusal::Countermanded));
-            self.set_broken(false);
-            self.answer(id, Answer::Done);
-        }
-    }
-
     /// Answers `stop`, if the guest is stopped.
     pub(crate) fn answer_stopped(&mut self) {
         if self.hands.idle_and_stopped() {

@@ -1052,8 +1052,17 @@ impl Primary {
                 }
                 self.base.answer(id, Answer::Done);
             }
-            Command::Stop | Command::Continue => {
-                self.base.stop_or_continue(id, command == Command::Stop);
+            Command::Stop => {
+                self.base.stopped = true;
+                self.base.wait(id, Until::Stopped);
+                self.base.answer_stopped();
+            }
+            Command::Continue => {
+                self.base.stopped = false;
+                self.base
+                    .answer_waiting(Until::Stopped, Answer::Refused(Refusal::Countermanded));
+                self.base.set_broken(false);
+                self.base.answer(id, Answer::Done);
             }
             Command::XenSetReplication {
                 enable,

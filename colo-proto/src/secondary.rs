@@ -894,10 +894,7 @@ impl Secondary {
     fn guest_done(&mut self, done: GuestDone) {
         self.base.progress = self.base.now;
         match done {
-            GuestDone::Resumed => {
-                self.ran = true;
-                self.base.set_broken(false);
-            }
+            GuestDone::Resumed => self.ran = true,
             GuestDone::Harvested => self.harvested(),
             GuestDone::StateChecked(_) => self.checked(),
             GuestDone::RamCommitted(epoch) => self.ram_committed(epoch),
