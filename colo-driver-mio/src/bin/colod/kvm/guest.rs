@@ -202,15 +202,10 @@ impl KvmGuest {
         let Some(card) = &self.card else { return };
         let agreed = lock(card).guest_offloads();
         if agreed != self.offloads {
-            let Offloads {
-                checksum,
-                segmentation,
-                ..
-            } = agreed;
             // As often as the guest likes.
             tracing::debug!(
-                checksum,
-                segmentation,
+                checksum = agreed.checksum,
+                segmentation = agreed.segmentation,
                 "net: what the guest lets the host leave undone"
             );
             self.backend.set_offloads(agreed);
