@@ -31,7 +31,7 @@ pub struct PathConfig {
 
 /// The sockets of all paths, numbered as configured.
 #[derive(Debug)]
-pub(crate) struct Beats {
+pub(crate) struct HeartbeatSockets {
     paths: Vec<Socket>,
     base: usize,
 }
@@ -51,7 +51,7 @@ enum Socket {
     },
 }
 
-impl Beats {
+impl HeartbeatSockets {
     /// Binds every path; the token of path *n* is `base + n`.
     pub(crate) fn bind(
         paths: &[PathConfig],

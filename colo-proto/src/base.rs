@@ -10,7 +10,7 @@ use crate::{
     error::{Misuse, PeerFault},
     event::{Event, PeerLost, Queue},
     failover::Failover,
-    hands::Hands,
+    guest_ops::GuestOps,
     id::{Channel, Epoch, Generation, PAGE_SIZE, Role, Slot},
     link::Link,
     machine::{
@@ -36,7 +36,7 @@ pub(crate) struct Base {
     pub(crate) now: Instant,
     pub(crate) out: VecDeque<Output>,
     pub(crate) link: Link,
-    pub(crate) hands: Hands,
+    pub(crate) guest_ops: GuestOps,
     pub(crate) member: Ownership,
     pub(crate) gate: Gate,
     pub(crate) failover: Failover,
@@ -57,7 +57,7 @@ pub(crate) struct Base {
     /// The member took the VM away from this host.
     pub(crate) fenced: bool,
     /// Control is kept only until what is queued on it was sent, and no longer than this.
-    pub(crate) farewell: Option<Instant>,
+    pub(crate) drain_until: Option<Instant>,
     /// When something last moved in the current phase.
     pub(crate) progress: Instant,
     /// When a frame for the peer last moved, if any waits on Net.
@@ -104,7 +104,7 @@ impl Base {
             now,
             out: VecDeque::new(),
             link: Link::new(&config),
-            hands: Hands::new(false),
+            guest_ops: GuestOps::new(false),
             member: member.into(),
             gate: Gate::new(config.hold_bytes),
             failover: Failover::default(),
@@ -117,7 +117,7 @@ impl Base {
             broken: false,
             health: Health::Ok,
             fenced: false,
-            farewell: None,
+            drain_until: None,
             progress: now,
             frames: None,
             waiting: Vec::new(),
@@ -169,10 +169,10 @@ impl Base {
 
     /// Does what an operator wants of block replication.
     pub(crate) fn replicate(&mut self, id: CommandId, op: ReplicationOp) {
-        if self.hands.asked_for() >= WAITING_MOST {
+        if self.guest_ops.asked_for() >= WAITING_MOST {
             return self.refuse(id, Refusal::InProgress);
         }
-        self.hands.push(GuestOp::Replication(op), Some(id));
+        self.guest_ops.push(GuestOp::Replication(op), Some(id));
     }
 
     /// What an operator wanted of the guest's side ended. Nothing else hangs on it.
@@ -188,7 +188,7 @@ impl Base {
 
     /// Answers `stop`, if the guest is stopped.
     pub(crate) fn answer_stopped(&mut self) {
-        if self.hands.idle_and_stopped() {
+        if self.guest_ops.idle_and_stopped() {
             self.answer_waiting(Until::Stopped, Answer::Done);
         }
     }
@@ -262,7 +262,7 @@ impl Base {
         if let Some(output) = self.out.pop_front() {
             return Some(output);
         }
-        if let Some(op) = self.hands.poll(should_run) {
+        if let Some(op) = self.guest_ops.poll(should_run) {
             return Some(Output::Guest(op));
         }
         let permit = self.member.permit(self.now);
@@ -342,7 +342,7 @@ impl Base {
     pub(crate) fn hang_up(&mut self) {
         for channel in self.link.up_channels() {
             if channel == Channel::Control && self.link.queued(channel) > 0 {
-                self.farewell = Some(self.now + self.config.handshake);
+                self.drain_until = Some(self.now + self.config.handshake);
                 continue;
             }
             self.push(Output::HangUp(channel));
@@ -352,36 +352,38 @@ impl Base {
         self.frames = None;
     }
 
-    /// Closes Control when the farewell is said, or cannot be.
-    fn end_farewell(&mut self) {
-        let Some(until) = self.farewell else { return };
+    /// Closes Control when its last message was taken, or cannot be.
+    fn end_draining(&mut self) {
+        let Some(until) = self.drain_until else {
+            return;
+        };
         if self.now >= until || self.link.is_flushed(Channel::Control) {
-            self.farewell = None;
+            self.drain_until = None;
             self.push(Output::HangUp(Channel::Control));
             let _known = self.link.down(Channel::Control);
         }
     }
 
-    /// Whether what arrives on the channel has no meaning any more: it is only kept to say
-    /// farewell.
-    pub(crate) fn deaf(&self, channel: Channel) -> bool {
-        self.farewell.is_some() && channel == Channel::Control
+    /// Whether what arrives on the channel has no meaning any more: it is only kept until its
+    /// last message was taken.
+    pub(crate) fn draining(&self, channel: Channel) -> bool {
+        self.drain_until.is_some() && channel == Channel::Control
     }
 
-    /// A connection begins; a farewell to an older one is void.
+    /// A connection begins; the draining of an older one is void.
     pub(crate) fn connected(&mut self, channel: Channel) -> Result<(), Misuse> {
-        self.farewell = self.farewell.filter(|_| channel != Channel::Control);
+        self.drain_until = self.drain_until.filter(|_| channel != Channel::Control);
         self.link.up(channel)
     }
 
     /// A connection ended.
     pub(crate) fn disconnected(&mut self, channel: Channel) -> Result<(), Misuse> {
-        self.farewell = self.farewell.filter(|_| channel != Channel::Control);
+        self.drain_until = self.drain_until.filter(|_| channel != Channel::Control);
         self.link.down(channel)
     }
 
     pub(crate) fn demand(&self, channel: Channel) -> Demand {
-        if self.deaf(channel) {
+        if self.draining(channel) {
             return Demand::Pause;
         }
         self.link.demand(channel)
@@ -405,7 +407,7 @@ impl Base {
         match input {
             Input::Timeout => {
                 self.member.handle_timeout(self.now);
-                self.end_farewell();
+                self.end_draining();
                 Ok(Some(Input::Timeout))
             }
             Input::Datagram(path, bytes) => {
@@ -435,7 +437,7 @@ impl Base {
             }
             Input::Sent(channel, n) => {
                 self.link.sent(channel, n)?;
-                self.end_farewell();
+                self.end_draining();
                 if channel == Channel::Net {
                     let waits = !self.link.is_flushed(channel);
                     self.frames = waits.then_some(self.now);
@@ -444,7 +446,7 @@ impl Base {
                 Ok(None)
             }
             Input::Bytes(channel, _) | Input::Placed(channel, _) | Input::Frame(channel, _)
-                if self.deaf(channel) =>
+                if self.draining(channel) =>
             {
                 Ok(None)
             }
@@ -551,7 +553,7 @@ impl Base {
             at,
             why: TimerKind::Member,
         });
-        let farewell = self.farewell.map(|at| Deadline {
+        let draining = self.drain_until.map(|at| Deadline {
             at,
             why: TimerKind::Handshake,
         });
@@ -561,7 +563,7 @@ impl Base {
         });
         others
             .into_iter()
-            .chain([member, farewell, frames])
+            .chain([member, draining, frames])
             .flatten()
             .min_by_key(|d| d.at)
     }
@@ -612,6 +614,6 @@ impl Base {
     }
 
     pub(crate) fn op(&mut self, op: GuestOp) {
-        self.hands.push(op, None);
+        self.guest_ops.push(op, None);
     }
 }

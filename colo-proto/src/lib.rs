@@ -24,7 +24,7 @@ pub mod event;
 mod failover;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
-mod hands;
+mod guest_ops;
 pub mod id;
 mod link;
 pub mod machine;

@@ -8,7 +8,7 @@ use crate::{
     id::Channel,
     machine::{Deadline, Demand, Input, Machine, Output, Transmit},
     member::{BootId, Command, Local, Member, Record},
-    ownership::Told,
+    ownership::External,
     primary::Primary,
     secondary::Secondary,
     stats::Stats,
@@ -81,11 +81,11 @@ impl Node {
     pub fn told(config: Config, start: Start, boot: BootId, now: Instant) -> Self {
         Self(match start {
             Start::Primary => {
-                let base = Base::new(config, boot, Told::owner(), now);
+                let base = Base::new(config, boot, External::owner(), now);
                 Role::Primary(alloc::boxed::Box::new(Primary::new(base)))
             }
             Start::Secondary => {
-                let base = Base::new(config, boot, Told::partner(), now);
+                let base = Base::new(config, boot, External::partner(), now);
                 let mut secondary = Secondary::new(base);
                 secondary.start();
                 Role::Secondary(alloc::boxed::Box::new(secondary))

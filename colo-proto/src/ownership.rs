@@ -19,24 +19,24 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[expect(
     clippy::large_enum_variant,
-    reason = "one for a host, and `Agreed` is the usual one"
+    reason = "one for a host, and `Negotiated` is the usual one"
 )]
 pub(crate) enum Ownership {
     /// From its member and the arbiter.
-    Agreed(Member),
+    Negotiated(Member),
     /// From the link and its operator.
-    Told(Told),
+    External(External),
 }
 
 /// Ownership on QEMU's wire.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Told {
+pub(crate) struct External {
     state: MemberState,
     generation: Generation,
     outputs: VecDeque<MemberOutput>,
 }
 
-impl Told {
+impl External {
     /// A primary: it owns the VM alone.
     pub(crate) const fn owner() -> Self {
         Self::new(MemberState::PrimarySolo)
@@ -97,58 +97,58 @@ impl Told {
 impl Ownership {
     /// Whether nobody agrees on anything: whoever connects is the partner.
     pub(crate) const fn is_told(&self) -> bool {
-        matches!(self, Self::Told(_))
+        matches!(self, Self::External(_))
     }
 
     /// The member, where there is one.
     pub(crate) const fn member(&self) -> Option<&Member> {
         match self {
-            Self::Agreed(member) => Some(member),
-            Self::Told(_) => None,
+            Self::Negotiated(member) => Some(member),
+            Self::External(_) => None,
         }
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
-        if let Self::Agreed(member) = self {
+        if let Self::Negotiated(member) = self {
             member.handle_timeout(now);
         }
     }
 
     pub(crate) fn handle_datagram(&mut self, now: Instant, path: PathId, bytes: &[u8]) {
-        if let Self::Agreed(member) = self {
+        if let Self::Negotiated(member) = self {
             member.handle_datagram(now, path, bytes);
         }
     }
 
     pub(crate) fn handle_arbiter(&mut self, now: Instant, request: RequestId, verdict: Verdict) {
-        if let Self::Agreed(member) = self {
+        if let Self::Negotiated(member) = self {
             member.handle_arbiter(now, request, verdict);
         }
     }
 
     pub(crate) fn handle_fence(&mut self, now: Instant, ok: bool) {
-        if let Self::Agreed(member) = self {
+        if let Self::Negotiated(member) = self {
             member.handle_fence(now, ok);
         }
     }
 
     pub(crate) fn handle_persisted(&mut self, now: Instant, id: PersistId) {
-        if let Self::Agreed(member) = self {
+        if let Self::Negotiated(member) = self {
             member.handle_persisted(now, id);
         }
     }
 
     pub(crate) fn handle_local(&mut self, now: Instant, local: Local) {
         match self {
-            Self::Agreed(member) => member.handle_local(now, local),
-            Self::Told(told) => told.handle_local(local),
+            Self::Negotiated(member) => member.handle_local(now, local),
+            Self::External(told) => told.handle_local(local),
         }
     }
 
     pub(crate) fn poll_output(&mut self) -> Option<MemberOutput> {
         match self {
-            Self::Agreed(member) => member.poll_output(),
-            Self::Told(told) => told.outputs.pop_front(),
+            Self::Negotiated(member) => member.poll_output(),
+            Self::External(told) => told.outputs.pop_front(),
         }
     }
 
@@ -158,49 +158,49 @@ impl Ownership {
 
     pub(crate) fn permit(&self, now: Instant) -> Option<Permit> {
         match self {
-            Self::Agreed(member) => member.permit(now),
-            Self::Told(told) => told.permit(),
+            Self::Negotiated(member) => member.permit(now),
+            Self::External(told) => told.permit(),
         }
     }
 
     pub(crate) fn is_alone(&self) -> bool {
         match self {
-            Self::Agreed(member) => member.is_alone(),
-            Self::Told(told) => told.state == MemberState::PrimarySolo,
+            Self::Negotiated(member) => member.is_alone(),
+            Self::External(told) => told.state == MemberState::PrimarySolo,
         }
     }
 
     pub(crate) fn is_paired(&self) -> bool {
         match self {
-            Self::Agreed(member) => member.is_paired(),
-            Self::Told(told) => told.state == MemberState::PrimaryDual,
+            Self::Negotiated(member) => member.is_paired(),
+            Self::External(told) => told.state == MemberState::PrimaryDual,
         }
     }
 
     pub(crate) const fn state(&self) -> MemberState {
         match self {
-            Self::Agreed(member) => member.state(),
-            Self::Told(told) => told.state,
+            Self::Negotiated(member) => member.state(),
+            Self::External(told) => told.state,
         }
     }
 
     pub(crate) const fn generation(&self) -> Generation {
         match self {
-            Self::Agreed(member) => member.generation(),
-            Self::Told(told) => told.generation,
+            Self::Negotiated(member) => member.generation(),
+            Self::External(told) => told.generation,
         }
     }
 }
 
-impl From<Told> for Ownership {
-    fn from(told: Told) -> Self {
-        Self::Told(told)
+impl From<External> for Ownership {
+    fn from(told: External) -> Self {
+        Self::External(told)
     }
 }
 
 impl From<Member> for Ownership {
     fn from(member: Member) -> Self {
-        Self::Agreed(member)
+        Self::Negotiated(member)
     }
 }
 
@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_whole_secondary_takes_over_when_told_and_not_before() {
-        let mut told = Told::partner();
+        let mut told = External::partner();
         told.handle_local(Local::Operator(Command::FailOver));
         assert_eq!(told.state, MemberState::Syncing, "there is no replica");
         told.handle_local(Local::Synced {
@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_primary_whose_link_is_dead_waits_for_its_operator() {
-        let mut told = Told::owner();
+        let mut told = External::owner();
         told.handle_local(Local::CheckpointRunning(true));
         told.handle_local(Local::CheckpointRunning(false));
         told.handle_local(Local::ReplicaLost);

@@ -163,11 +163,11 @@ impl Primary {
                 let item = self.base.link.frame(channel, frame)?;
                 self.item(channel, item);
             }
-            Input::FromGuest { epoch, frame } => self.guest_said(epoch, frame)?,
+            Input::FromGuest { epoch, frame } => self.frame_from_guest(epoch, frame)?,
             Input::FromWorld(frame) => self.world_said(frame),
             Input::Dirty(slot, words) => {
                 self.base.check_slot(slot)?;
-                match self.base.hands.busy() {
+                match self.base.guest_ops.busy() {
                     Some(GuestOpKind::Harvest | GuestOpKind::Capture) => {
                         self.pages.merge(slot, words);
                     }
@@ -180,7 +180,7 @@ impl Primary {
                 }
             }
             Input::Guest(done) => {
-                match self.base.hands.done(&done)? {
+                match self.base.guest_ops.done(&done)? {
                     Some(id) => self.base.operated(id, done),
                     None => self.guest_done(done),
                 }
@@ -258,7 +258,7 @@ impl Primary {
         }
         if self.source == Source::Running && self.protection == Protection::Armed {
             self.watch_compare();
-            if self.base.hands.idle() && now >= self.pace.due() {
+            if self.base.guest_ops.idle() && now >= self.pace.due() {
                 let cause = self.pace.begin(now);
                 self.request(cause, false);
                 return true;
@@ -430,7 +430,7 @@ impl Primary {
             && self.base.peer.is_some()
             && (self.base.peer == self.sync_peer || self.base.member.is_told())
             && self.base.link.all_up()
-            && self.base.hands.idle()
+            && self.base.guest_ops.idle()
             && !self.base.fenced
     }
 
@@ -793,12 +793,12 @@ impl Primary {
 
     // ---- output and input -------------------------------------------------------------------------
 
-    fn guest_said(&mut self, since: Epoch, frame: Bytes) -> Result<(), Misuse> {
+    fn frame_from_guest(&mut self, since: Epoch, frame: Bytes) -> Result<(), Misuse> {
         // A guest that a capture resumes may be heard before the capture is reported, given up or not.
         let newest = self
             .base
             .epoch
-            .max(self.base.hands.captures().unwrap_or_default());
+            .max(self.base.guest_ops.captures().unwrap_or_default());
         if since > newest {
             return Err(Misuse::WrongEpoch { got: since, newest });
         }
@@ -1104,7 +1104,7 @@ impl Primary {
         }
         self.base.hang_up();
         self.source = Source::Alone;
-        self.base.hands.forget_queued();
+        self.base.guest_ops.forget_queued();
         self.mirroring = false;
         self.inputs.forget_peer();
         self.pages.clear();
@@ -1255,7 +1255,7 @@ impl Machine for Primary {
             why: TimerKind::Handshake,
         });
         let running = self.source == Source::Running && self.protection == Protection::Armed;
-        let epoch = (running && base.hands.idle()).then(|| Deadline {
+        let epoch = (running && base.guest_ops.idle()).then(|| Deadline {
             at: self.pace.due(),
             why: TimerKind::Epoch,
         });

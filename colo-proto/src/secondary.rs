@@ -151,12 +151,12 @@ impl Secondary {
                 let item = self.base.link.frame(channel, frame)?;
                 self.item(channel, item);
             }
-            Input::FromGuest { epoch, frame } => self.guest_said(epoch, frame)?,
+            Input::FromGuest { epoch, frame } => self.frame_from_guest(epoch, frame)?,
             // The world talks to the primary; what it mirrors comes over Net.
             Input::FromWorld(_) => {}
             Input::Dirty(slot, words) => {
                 self.base.check_slot(slot)?;
-                match self.base.hands.busy() {
+                match self.base.guest_ops.busy() {
                     Some(GuestOpKind::Harvest) => {
                         self.cache.own_dirty(slot, words);
                     }
@@ -171,7 +171,7 @@ impl Secondary {
                 }
             }
             Input::Guest(done) => {
-                match self.base.hands.done(&done)? {
+                match self.base.guest_ops.done(&done)? {
                     Some(id) => self.base.operated(id, done),
                     None => self.guest_done(done),
                 }
@@ -206,7 +206,7 @@ impl Secondary {
     fn advance(&mut self) -> bool {
         let now = self.base.now;
         if let Target::Pausing(coming) = self.target
-            && self.base.hands.idle_and_stopped()
+            && self.base.guest_ops.idle_and_stopped()
         {
             self.target = Target::Harvesting(coming);
             if self.ran {
@@ -814,7 +814,7 @@ impl Secondary {
 
     // ---- output and input -------------------------------------------------------------------------
 
-    fn guest_said(&mut self, since: Epoch, frame: Bytes) -> Result<(), Misuse> {
+    fn frame_from_guest(&mut self, since: Epoch, frame: Bytes) -> Result<(), Misuse> {
         // Said before the last commit, or by the primary's guest that was here until now: it never
         // happened.
         let void = since < self.base.epoch || matches!(self.target, Target::Empty);
@@ -927,7 +927,7 @@ impl Secondary {
         // Half loaded, or a guest that cannot be stopped or asked: no replica any more. It is
         // never offered for a takeover (spec checkpoint 10.4), and the member abstains.
         self.target = Target::Empty;
-        self.base.hands.forget_queued();
+        self.base.guest_ops.forget_queued();
         self.lose_peer(
             PeerLost::Local(op),
             Some("the secondary's guest side failed"),
@@ -1012,7 +1012,7 @@ impl Secondary {
         if bug!(self.base.config, WholeDroppedOnLoss) && self.target.loading() {
             self.target = Target::Shadowing;
             self.base.local(Local::CheckpointRunning(false));
-            self.base.hands.forget_queued();
+            self.base.guest_ops.forget_queued();
         }
         if let Target::Receiving(coming) = self.target
             && bug!(self.base.config, HalfAppliedOnLoss)
@@ -1038,11 +1038,11 @@ impl Secondary {
                 Target::Shadowing
             };
             self.base.local(Local::CheckpointRunning(false));
-            self.base.hands.forget_queued();
+            self.base.guest_ops.forget_queued();
         }
         if matches!(self.target, Target::Synchronising { .. }) {
             self.target = Target::Empty;
-            self.base.hands.forget_queued();
+            self.base.guest_ops.forget_queued();
         }
         if !self.target.loading() {
             self.cache.abandon();
@@ -1082,7 +1082,7 @@ impl Secondary {
     /// Whether the owner is dialled as soon as the pause after the last attempt is over.
     fn may_dial(&self) -> bool {
         self.is_alone()
-            && self.base.hands.idle_and_stopped()
+            && self.base.guest_ops.idle_and_stopped()
             && !self.detached
             && self.base.is_fit()
     }

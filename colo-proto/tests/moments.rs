@@ -19,7 +19,7 @@ use colo_proto::{
     },
     node::{Node, Start},
     status::{FailoverStatus, Mode, ResumePolicy, Status},
-    testing::{Errand, Guest, Host, Pair},
+    testing::{Effect, Guest, Host, Pair},
     time::Instant,
 };
 
@@ -202,14 +202,14 @@ impl Two {
             let mut moved = false;
             for at in 0..2 {
                 moved |= self.0.listen(at).unwrap();
-                for errand in Errand::ALL {
+                for effect in Effect::ALL {
                     let host = self.0.host(at);
                     let next = host.and_then(|h| {
                         let mut asked = h.asked();
-                        asked.find(|o| Errand::of(o) == Some(errand))
+                        asked.find(|o| Effect::of(o) == Some(effect))
                     });
                     if next.is_some_and(|output| !hold(at, output)) {
-                        moved |= self.0.errand(at, errand).unwrap();
+                        moved |= self.0.effect(at, effect).unwrap();
                     }
                 }
                 for channel in CHANNELS {
@@ -420,7 +420,7 @@ fn a_replication_command_is_answered_by_its_own_operation_and_ends_no_pair() {
     };
     two.command(0, 7, start);
     two.command(0, 8, start);
-    two.0.errand(0, Errand::Guest).unwrap();
+    two.0.effect(0, Effect::Guest).unwrap();
     assert_eq!(two.answers(), [(7, Answer::Done)]);
     two.guest(0).fail = Some(GuestOpKind::Replication);
     two.run(50);
@@ -526,17 +526,17 @@ fn a_zombie_that_thaws_in_a_capture_is_not_taken_for_a_broken_driver() {
     while waiting.len() < 500 {
         two.0.pass(Duration::from_millis(1));
         two.0.wake(1).unwrap();
-        for errand in Errand::ALL {
-            match errand {
-                Errand::Connection => {}
-                Errand::Datagram => {
+        for effect in Effect::ALL {
+            match effect {
+                Effect::Connection => {}
+                Effect::Datagram => {
                     let host = two.0.host_mut(1).unwrap();
-                    while let Some(Output::Datagram(path, bytes)) = host.take(errand) {
+                    while let Some(Output::Datagram(path, bytes)) = host.take(effect) {
                         waiting.push((path, bytes));
                     }
                 }
                 _ => {
-                    two.0.errand(1, errand).unwrap();
+                    two.0.effect(1, effect).unwrap();
                 }
             }
         }
@@ -547,7 +547,7 @@ fn a_zombie_that_thaws_in_a_capture_is_not_taken_for_a_broken_driver() {
         two.0.input(0, Input::Datagram(*path, bytes)).unwrap();
     }
     assert_eq!(two.status(0).role, Role::Secondary);
-    two.0.errand(0, Errand::Guest).unwrap();
+    two.0.effect(0, Effect::Guest).unwrap();
     let (epoch, frame) = (two.guest(0).epoch, Bytes::from_static(b"hello"));
     two.0.input(0, Input::FromGuest { epoch, frame }).unwrap();
 }

@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 use colo_proto::{
     id::Epoch,
     member::{
-        Ballot, BootId, Claim, Command, Control, Critical, Datagram, Footing, Health, Kind, Local,
-        MacKey, Member, MemberConfig, MemberEvent, MemberOutput, MemberState, Mutation, NodeId,
-        PathId, PersistId, Record, Register, RequestId, Verdict, VmId,
+        Ballot, BootId, Claim, Command, Control, Critical, Datagram, Health, Kind, Local, MacKey,
+        Member, MemberConfig, MemberEvent, MemberOutput, MemberState, Mutation, NodeId, PathId,
+        PersistId, PriorRole, Record, Register, RequestId, Verdict, VmId,
     },
     time::Instant,
 };
@@ -688,7 +688,7 @@ impl Sim {
         // An owner that already asks for the next generation still is the owner of this one.
         let claim = match record.claim {
             Claim::Arbitrating {
-                from: Footing::DualOwner,
+                from: PriorRole::DualOwner,
                 ..
             } => Claim::DualOwner,
             claim => claim,

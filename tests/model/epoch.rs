@@ -30,7 +30,7 @@ use colo_proto::{
     node::{Node, Start},
     ram::CacheMode,
     status::{FailoverStatus, Mode, ResumePolicy},
-    testing::{Errand, Host, Pair},
+    testing::{Effect, Host, Pair},
     time::Instant,
 };
 use stateright::{Model, Property};
@@ -229,7 +229,7 @@ impl World {
         let mut moved = true;
         while std::mem::take(&mut moved) {
             for at in 0..2 {
-                moved |= self.call(|pair| pair.errand(at, Errand::Connection));
+                moved |= self.call(|pair| pair.effect(at, Effect::Connection));
                 for channel in CHANNELS {
                     // A page at a time.
                     moved |= self.call(|pair| pair.send(at, channel, 4096));
@@ -354,7 +354,7 @@ impl Model for Epochs {
             };
             if host
                 .asked()
-                .any(|asked| Errand::of(asked) == Some(Errand::Guest))
+                .any(|asked| Effect::of(asked) == Some(Effect::Guest))
             {
                 actions.push(Action::Operate(at));
             }
@@ -418,7 +418,7 @@ impl Model for Epochs {
                 world.call(|pair| pair.listen(at));
             }
             Action::Operate(at) => {
-                world.call(|pair| pair.errand(at, Errand::Guest));
+                world.call(|pair| pair.effect(at, Effect::Guest));
             }
             Action::Receive(at, channel) => {
                 if !world.call(|pair| pair.receive(at, channel)) {

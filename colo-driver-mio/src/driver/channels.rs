@@ -135,7 +135,7 @@ impl<M: Machine, G: Guest> Driver<M, G> {
         Ok(())
     }
 
-    /// Hands over what has been received whole.
+    /// GuestOps over what has been received whole.
     fn deliver(&mut self, channel: Channel) -> Result<(), DriverError> {
         while let Some(link) = self.links.get(channel) {
             let token = link.token;

@@ -41,7 +41,7 @@ use crate::{
     config::Endpoint,
     guest::{Ready, Tokens},
     handle::{Ask, Report, What},
-    heartbeat::{self, Beats},
+    heartbeat::{self, HeartbeatSockets},
     metrics::{LoopStats, Snapshot},
     pool::Pool,
     priority::{self, Priority},
@@ -67,7 +67,7 @@ pub struct Driver<M, G> {
     timer: Timer,
     connector: Connector,
     links: Links,
-    beats: Beats,
+    heartbeats: HeartbeatSockets,
     arbiter: Box<dyn Arbiter>,
     record: RecordStore,
     pool: Pool,
@@ -119,7 +119,7 @@ impl<M: Machine, G: Guest> Driver<M, G> {
                 .listen(at)
                 .map_err(|source| DriverError::bind("channels", at, source))?;
         }
-        let beats = Beats::bind(&config.paths, registry, PATHS)
+        let heartbeats = HeartbeatSockets::bind(&config.paths, registry, PATHS)
             .map_err(|(at, source)| DriverError::bind("heartbeats", &at, source))?;
         arbiter
             .attach(wake.clone())
@@ -137,7 +137,7 @@ impl<M: Machine, G: Guest> Driver<M, G> {
             timer,
             connector,
             links: Links::default(),
-            beats,
+            heartbeats,
             arbiter,
             record,
             pool: Pool::default(),
@@ -172,7 +172,7 @@ impl<M: Machine, G: Guest> Driver<M, G> {
     /// Where the heartbeat paths are bound.
     #[must_use]
     pub fn local_paths(&self) -> Vec<Option<Endpoint>> {
-        self.beats.local()
+        self.heartbeats.local()
     }
 
     /// Runs until [`ControlHandle::stop`], on this thread, whose priority it raises. Gives the
@@ -260,7 +260,7 @@ impl<M: Machine, G: Guest> Driver<M, G> {
                         };
                         self.guest.ready(index, ready);
                     } else if token.0 < CONNECTIONS && token != LISTENER {
-                        self.beats.ready(token);
+                        self.heartbeats.ready(token);
                     } else if !self.links.ready(event) {
                         let (role, peer) = (self.machine.status().role, self.links.peer());
                         self.connector
@@ -273,18 +273,18 @@ impl<M: Machine, G: Guest> Driver<M, G> {
 
     fn heartbeats(&mut self) -> Result<(), DriverError> {
         let mut buffer = [0; heartbeat::BUFFER];
-        let mut left = self.beats.turn();
-        while let Some((path, bytes)) = self.beats.receive(&mut left, &mut buffer) {
+        let mut left = self.heartbeats.turn();
+        while let Some((path, bytes)) = self.heartbeats.receive(&mut left, &mut buffer) {
             self.stats.datagrams.0 += 1;
             self.feed(Input::Datagram(path, bytes))?;
         }
-        self.more |= self.beats.is_pending();
+        self.more |= self.heartbeats.is_pending();
         Ok(())
     }
 
     fn send_heartbeat(&mut self, path: PathId, bytes: &[u8; DATAGRAM_SIZE]) {
         self.stats.datagrams.1 += 1;
-        self.beats.send(path, bytes);
+        self.heartbeats.send(path, bytes);
     }
 
     fn deadlines(&mut self, now: Instant) -> Result<(), DriverError> {

@@ -19,7 +19,7 @@ use crate::{
         MemberState, NodeId, PathId, Register, Verdict,
     },
     node::Start,
-    testing::{Errand, Host, Pair},
+    testing::{Effect, Host, Pair},
     time::Instant,
     wire::{HEAD_LEN, Head, Kind},
 };
@@ -120,7 +120,7 @@ impl Lonely {
             13 => self.wrong(program.byte()),
             14 => self.other(program.byte()),
             _ => {
-                if let Some(Output::Persist(id, _)) = self.host.take(Errand::Disk) {
+                if let Some(Output::Persist(id, _)) = self.host.take(Effect::Disk) {
                     self.input(Input::Persisted(id));
                 }
             }
@@ -251,7 +251,7 @@ impl Lonely {
     }
 
     fn arbiter(&mut self, how: u8) {
-        let (id, verdict) = match self.host.take(Errand::Arbiter) {
+        let (id, verdict) = match self.host.take(Effect::Arbiter) {
             Some(Output::AskArbiter(ballot)) => (ballot.request, self.register.cast(&ballot)),
             Some(Output::ReadArbiter(id)) => (id, Verdict::Read(self.register)),
             _ => return,
@@ -269,7 +269,7 @@ impl Lonely {
         let busy = self
             .host
             .asked()
-            .any(|o| Errand::of(o) == Some(Errand::Guest));
+            .any(|o| Effect::of(o) == Some(Effect::Guest));
         let before = self.host.node().clone();
         let answer = match how & 1 {
             0 if !busy => self
@@ -287,7 +287,7 @@ impl Lonely {
             0 | 1 => self.input(Input::FromWorld(frame)),
             2 => self.input(Input::Health(Health::default())),
             3 => self.input(Input::Progress(u32::from(how))),
-            4 if self.host.take(Errand::Power).is_some() => {
+            4 if self.host.take(Effect::Power).is_some() => {
                 self.input(Input::Fenced(how & 8 == 0));
             }
             _ if self.host.guest.running => {

@@ -20,7 +20,7 @@ use crate::{
     node::{Node, Start},
     ram::CacheMode,
     status::{Mode, ResumePolicy},
-    testing::{Errand, Host, Pair},
+    testing::{Effect, Host, Pair},
     time::Instant,
 };
 
@@ -177,7 +177,7 @@ impl World {
                 pair.step(at)?;
             }
             3 => {
-                pair.errand(at, Errand::ALL[high % Errand::ALL.len()])?;
+                pair.effect(at, Effect::ALL[high % Effect::ALL.len()])?;
             }
             4 => {
                 pair.send(at, channel, if high > 3 { 4096 } else { 1 << 20 })?;
@@ -190,7 +190,7 @@ impl World {
                 Some(host) if high < 4 => host.guest.fails = high == 0,
                 Some(host) if high < 6 => host.guest.salt = u64::from(program.byte()),
                 Some(host) => {
-                    host.take(Errand::Datagram);
+                    host.take(Effect::Datagram);
                 }
                 None => {}
             },

@@ -4,8 +4,8 @@
 use core::time::Duration;
 
 use super::{
-    Arbitration, Ballot, Claim, Footing, Member, MemberEvent, MemberOutput, Mode, NodeId,
-    PersistId, Register, RequestId, Verdict, mutation::broken, phase::Phase,
+    Arbitration, Ballot, Claim, Member, MemberEvent, MemberOutput, Mode, NodeId, PersistId,
+    PriorRole, Register, RequestId, Verdict, mutation::broken, phase::Phase,
 };
 use crate::{id::Generation, time::Instant};
 
@@ -66,7 +66,7 @@ impl Member {
     pub(super) fn claim(
         &mut self,
         now: Instant,
-        from: Footing,
+        from: PriorRole,
         expect: Generation,
         mode: Mode,
         owner: NodeId,
@@ -88,15 +88,15 @@ impl Member {
     }
 
     /// Casts a ballot once `after` is durable.
-    pub(super) fn cast(&mut self, now: Instant, ballot: Ballot, from: Footing, after: PersistId) {
+    pub(super) fn cast(&mut self, now: Instant, ballot: Ballot, from: PriorRole, after: PersistId) {
         let ask = match (self.config.arbitration, ballot.mode) {
             (Arbitration::Arbiter { .. }, _) => Ask::Cast(ballot),
             (Arbitration::Fence, Mode::Solo) if self.must_fence(&ballot) => {
                 let delay = match from {
-                    Footing::DualPartner => {
+                    PriorRole::DualPartner => {
                         FENCE_DELAY + Duration::from_millis(self.random() % 1000)
                     }
-                    Footing::DualOwner | Footing::Solo => Duration::ZERO,
+                    PriorRole::DualOwner | PriorRole::Solo => Duration::ZERO,
                 };
                 Ask::Fence(ballot, delay)
             }

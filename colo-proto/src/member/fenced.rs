@@ -1,7 +1,7 @@
 //! Row 8: not the owner, the VM paused. Yielding, handing back, coming back.
 
 use super::{
-    Claim, Footing, Health, Member, MemberOutput, Mode, Register,
+    Claim, Health, Member, MemberOutput, Mode, PriorRole, Register,
     mutation::broken,
     phase::{Fenced, Opening, Phase},
 };
@@ -28,7 +28,7 @@ impl Member {
         let after = self.persist(Claim::Yielded);
         self.enter(Phase::Fenced(Fenced {
             intact,
-            was: Footing::DualOwner,
+            was: PriorRole::DualOwner,
             of,
             yielding: Some((now, after)),
         }));
@@ -36,7 +36,7 @@ impl Member {
     }
 
     /// Names the peer as owner of a generation that was granted to us and never used.
-    pub(super) fn hand_back(&mut self, now: Instant, from: Footing) {
+    pub(super) fn hand_back(&mut self, now: Instant, from: PriorRole) {
         if self.has_arbiter() {
             let expect = self.generation;
             self.claim(now, from, expect, Mode::Solo, self.config.peer);
@@ -51,24 +51,24 @@ impl Member {
         if register.is_solo_of(self.me) && register.generation > fenced.of {
             let (was, intact) = (fenced.was, fenced.intact);
             match (was, intact) {
-                (Footing::DualOwner, true) => {
+                (PriorRole::DualOwner, true) => {
                     self.become_solo(register.generation, Opening::Resume);
                 }
-                (Footing::DualOwner, false) => {
+                (PriorRole::DualOwner, false) => {
                     self.become_solo(register.generation, Opening::ColdBoot);
                 }
-                (Footing::DualPartner, true) => {
+                (PriorRole::DualPartner, true) => {
                     self.generation = register.generation;
                     self.persist(Claim::Granted);
                     self.wait_for_settled(now);
                 }
-                (Footing::DualPartner, false) => {
+                (PriorRole::DualPartner, false) => {
                     fenced.of = register.generation;
                     self.generation = register.generation;
-                    self.hand_back(now, Footing::DualPartner);
+                    self.hand_back(now, PriorRole::DualPartner);
                 }
                 // Lost while it served alone: only an operator sorts this out.
-                (Footing::Solo, _) => {}
+                (PriorRole::Solo, _) => {}
             }
         } else if register.owner == self.config.peer && register.generation >= fenced.of {
             let offered = fenced.yielding.take().is_some();
@@ -100,7 +100,7 @@ impl Member {
             if let Phase::Fenced(fenced) = &mut self.phase {
                 fenced.yielding = None;
             }
-            self.claim(now, Footing::DualOwner, expect, Mode::Solo, self.me);
+            self.claim(now, PriorRole::DualOwner, expect, Mode::Solo, self.me);
         }
     }
 

@@ -54,4 +54,4 @@ pub use machine::{Member, MemberCounters};
 #[cfg(feature = "mutations")]
 pub use mutation::Mutation;
 pub use name::{BootId, NodeId, PathId, PersistId, RequestId, VmId};
-pub use record::{Ballot, Claim, Footing, Mode, Record, RecordError, Register, Verdict};
+pub use record::{Ballot, Claim, Mode, PriorRole, Record, RecordError, Register, Verdict};

@@ -1,8 +1,9 @@
 //! The owner's rows: 3 under leases, 5 asking, 4 alone.
 
 use super::{
-    Arbitration, Ballot, BootId, Claim, Control, Critical, Datagram, Flags, Footing, Health,
-    Member, MemberEvent, MemberOutput, MemberState, Mode, NodeId, Register, RequestId, WitnessLoss,
+    Arbitration, Ballot, BootId, Claim, Control, Critical, Datagram, Flags, Health, Member,
+    MemberEvent, MemberOutput, MemberState, Mode, NodeId, PriorRole, Register, RequestId,
+    WitnessLoss,
     lease::Lease,
     mutation::broken,
     phase::{Fenced, Opening, Pair, Phase, Solo},
@@ -53,7 +54,7 @@ impl Member {
         let arbitrating = matches!(self.phase, Phase::PrimaryArbitrating(_));
         if arbitrating && asking_solo && !dropping && self.has_arbiter() {
             let expect = self.generation;
-            self.claim(now, Footing::DualOwner, expect, Mode::Dual, self.me);
+            self.claim(now, PriorRole::DualOwner, expect, Mode::Dual, self.me);
         }
     }
 
@@ -103,7 +104,7 @@ impl Member {
             partner: NodeId(0),
         };
         let after = self.last_write();
-        self.cast(now, ballot, Footing::Solo, after);
+        self.cast(now, ballot, PriorRole::Solo, after);
     }
 
     /// 3: the partner accepted the dual-start.
@@ -131,14 +132,14 @@ impl Member {
             self.gate = Instant::END;
         }
         let expect = self.generation;
-        self.claim(now, Footing::DualOwner, expect, Mode::Solo, self.me);
+        self.claim(now, PriorRole::DualOwner, expect, Mode::Solo, self.me);
     }
 
     /// 3, 5: what the register says.
     pub(super) fn learn_paired(&mut self, now: Instant, register: Register) {
         let newer = register.generation > self.generation;
         if register.owner != self.me {
-            self.lose(Footing::DualOwner);
+            self.lose(PriorRole::DualOwner);
         } else if newer && register.mode == Some(Mode::Solo) {
             self.become_solo(register.generation, Opening::GoOn);
         } else if newer && let Phase::Dual(pair) | Phase::PrimaryArbitrating(pair) = &self.phase {
@@ -151,7 +152,7 @@ impl Member {
     }
 
     /// Somebody else owns the VM: shut, pause, keep what is in memory.
-    pub(super) fn lose(&mut self, was: Footing) {
+    pub(super) fn lose(&mut self, was: PriorRole) {
         self.shut();
         self.push(MemberOutput::PauseVm);
         let of = self.generation;
@@ -266,7 +267,7 @@ impl Member {
         let asking = self.inquiry.as_ref().is_some_and(|i| i.ballot().is_some());
         if ready && !asking {
             let expect = self.generation;
-            self.claim(now, Footing::Solo, expect, Mode::Dual, self.me);
+            self.claim(now, PriorRole::Solo, expect, Mode::Dual, self.me);
         }
     }
 
@@ -282,7 +283,7 @@ impl Member {
             self.event(MemberEvent::Critical(Critical::OwnershipLost {
                 generation: register.generation,
             }));
-            self.lose(Footing::Solo);
+            self.lose(PriorRole::Solo);
             return;
         }
         if register.mode == Some(Mode::Solo) {
@@ -305,7 +306,13 @@ impl Member {
             }
             // The replica is gone, and no dual-start was ever sent: nobody else can act on this
             // generation. Back to sole ownership.
-            _ => self.claim(now, Footing::Solo, register.generation, Mode::Solo, self.me),
+            _ => self.claim(
+                now,
+                PriorRole::Solo,
+                register.generation,
+                Mode::Solo,
+                self.me,
+            ),
         }
     }
 
@@ -332,7 +339,7 @@ impl Member {
     pub(super) fn overruled_owner(&mut self, now: Instant, d: &Datagram) {
         match &self.phase {
             Phase::Dual(_) | Phase::PrimaryArbitrating(_) if d.generation > self.generation => {
-                self.lose(Footing::DualOwner);
+                self.lose(PriorRole::DualOwner);
             }
             Phase::Solo(_) if self.has_arbiter() => {
                 let asking = self.inquiry.is_some();
@@ -356,7 +363,7 @@ impl Member {
             self.event(MemberEvent::Critical(Critical::OwnershipLost {
                 generation,
             }));
-            self.lose(Footing::Solo);
+            self.lose(PriorRole::Solo);
         }
     }
 

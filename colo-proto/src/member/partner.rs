@@ -1,10 +1,10 @@
 //! The partner's rows: 1 loading, 2 ready, 6 asking, 7 granted and waiting.
 
 use super::{
-    Arbitration, BootId, Claim, Control, Critical, Datagram, Footing, Health, Kind, Member,
-    MemberEvent, MemberOutput, MemberState, Mode, PersistId, Register,
+    Arbitration, BootId, Claim, Control, Critical, Datagram, Health, Kind, Member, MemberEvent,
+    MemberOutput, MemberState, Mode, PersistId, PriorRole, Register,
     mutation::broken,
-    phase::{Bid, Fenced, Opening, Phase, Syncing, Wait, Watch},
+    phase::{Candidate, Fenced, Opening, Phase, Syncing, Wait, Watch},
 };
 use crate::{id::Epoch, time::Instant};
 
@@ -196,13 +196,13 @@ impl Member {
             Phase::TakeoverWait(_) => {
                 self.enter(Phase::Fenced(Fenced {
                     intact: false,
-                    was: Footing::DualPartner,
+                    was: PriorRole::DualPartner,
                     of: self.generation,
                     yielding: None,
                 }));
-                self.hand_back(now, Footing::DualPartner);
+                self.hand_back(now, PriorRole::DualPartner);
             }
-            Phase::Fenced(f) if f.was == Footing::DualPartner => f.intact = false,
+            Phase::Fenced(f) if f.was == PriorRole::DualPartner => f.intact = false,
             _ => self.replication_dead(),
         }
     }
@@ -234,13 +234,13 @@ impl Member {
             }
             self.event(MemberEvent::Critical(Critical::UnsafeTakeover));
         }
-        self.enter(Phase::SecondaryArbitrating(Bid {
+        self.enter(Phase::SecondaryArbitrating(Candidate {
             watch,
             waived,
             capable: true,
         }));
         let expect = self.generation;
-        self.claim(now, Footing::DualPartner, expect, Mode::Solo, self.me);
+        self.claim(now, PriorRole::DualPartner, expect, Mode::Solo, self.me);
         if self.config.arbitration == (Arbitration::Arbiter { fence_assist: true }) {
             self.push(MemberOutput::Fence {
                 delay: core::time::Duration::ZERO,
@@ -299,7 +299,7 @@ impl Member {
             self.persist(Claim::Stale);
             self.enter(Phase::Fenced(Fenced {
                 intact: bid.capable,
-                was: Footing::DualPartner,
+                was: PriorRole::DualPartner,
                 of,
                 yielding: None,
             }));
@@ -308,18 +308,18 @@ impl Member {
 
     /// 6 → 7: granted. The gate stays shut until the last lease we gave is over (O2) and the
     /// checkpoint in hand is whole or gone.
-    fn granted(&mut self, now: Instant, register: Register, bid: &Bid) {
+    fn granted(&mut self, now: Instant, register: Register, bid: &Candidate) {
         self.generation = register.generation;
         self.persist(Claim::Granted);
         self.push(MemberOutput::PauseVm);
         if !bid.capable {
             self.enter(Phase::Fenced(Fenced {
                 intact: false,
-                was: Footing::DualPartner,
+                was: PriorRole::DualPartner,
                 of: register.generation,
                 yielding: None,
             }));
-            self.hand_back(now, Footing::DualPartner);
+            self.hand_back(now, PriorRole::DualPartner);
             return;
         }
         let ready_at = if bid.waived || broken!(self, NoWait) {
@@ -342,7 +342,7 @@ impl Member {
     /// 7: only an override elsewhere can take the grant away.
     pub(super) fn learn_wait(&mut self, register: Register) {
         if register.generation > self.generation && register.owner != self.me {
-            self.lose(Footing::DualPartner);
+            self.lose(PriorRole::DualPartner);
         }
     }
 
@@ -387,7 +387,7 @@ impl Member {
             }
             Phase::Secondary(_) | Phase::SecondaryArbitrating(_) if newer => self.discard(d),
             // A VM that served alone is not thrown away without an operator.
-            Phase::Fenced(f) if newer && f.was != Footing::Solo => self.discard(d),
+            Phase::Fenced(f) if newer && f.was != PriorRole::Solo => self.discard(d),
             Phase::TakeoverWait(_) if newer => self.read_register(now),
             Phase::Dual(_) | Phase::PrimaryArbitrating(_) | Phase::Solo(_) => {
                 self.overruled_owner(now, d);

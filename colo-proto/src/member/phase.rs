@@ -1,7 +1,7 @@
 //! What each state knows, and nothing more.
 
 use super::{
-    BootId, Flags, Footing, Health, MemberState, PersistId, datagram::Control, lease::Lease,
+    BootId, Flags, Health, MemberState, PersistId, PriorRole, datagram::Control, lease::Lease,
 };
 use crate::{
     id::{Epoch, Generation},
@@ -16,7 +16,7 @@ pub(super) enum Phase {
     Dual(Pair),
     Solo(Solo),
     PrimaryArbitrating(Pair),
-    SecondaryArbitrating(Bid),
+    SecondaryArbitrating(Candidate),
     TakeoverWait(Wait),
     Fenced(Fenced),
 }
@@ -93,7 +93,7 @@ pub(super) enum Opening {
 
 /// 6: asking to be owner.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Bid {
+pub(super) struct Candidate {
     pub(super) watch: Watch,
     /// The primary gave up, or is known to be off: no lease to wait for.
     pub(super) waived: bool,
@@ -112,7 +112,7 @@ pub(super) struct Wait {
 pub(super) struct Fenced {
     /// The VM or replica is in memory as it was when it was fenced.
     pub(super) intact: bool,
-    pub(super) was: Footing,
+    pub(super) was: PriorRole,
     /// The generation it was fenced in.
     pub(super) of: Generation,
     /// Since when the VM is offered to the partner, and the write that must be durable first.

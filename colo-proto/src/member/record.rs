@@ -132,7 +132,7 @@ impl Ballot {
 
 /// What a node was when it last spoke for itself. Decides what a restart may conclude.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Footing {
+pub enum PriorRole {
     /// Owner under leases: everything it let out, the partner has.
     DualOwner,
     /// Partner of an owner.
@@ -156,7 +156,7 @@ pub enum Claim {
         /// The ballot, to be repeated exactly.
         ballot: Ballot,
         /// What the node was when it cast it.
-        from: Footing,
+        from: PriorRole,
     },
     /// Granted, gate not opened yet.
     Granted,
@@ -261,9 +261,9 @@ impl Record {
         });
         if let Claim::Arbitrating { ballot, from } = self.claim {
             w.u64(match from {
-                Footing::DualOwner => 0,
-                Footing::DualPartner => 1,
-                Footing::Solo => 2,
+                PriorRole::DualOwner => 0,
+                PriorRole::DualPartner => 1,
+                PriorRole::Solo => 2,
             });
             w.u64(ballot.request.0).u64(ballot.caller.0);
             w.u64(ballot.expect.0).u64(mode_code(Some(ballot.mode)));
@@ -289,9 +289,9 @@ impl Record {
             2 => Claim::DualPartner,
             3 => {
                 let from = match r.u64() {
-                    0 => Footing::DualOwner,
-                    1 => Footing::DualPartner,
-                    2 => Footing::Solo,
+                    0 => PriorRole::DualOwner,
+                    1 => PriorRole::DualPartner,
+                    2 => PriorRole::Solo,
                     got => {
                         return Err(RecordError::Value {
                             field: "footing",
@@ -498,7 +498,7 @@ mod tests {
             generation: Generation(9),
             claim: Claim::Arbitrating {
                 ballot: ballot(A, 9, Mode::Dual, 77),
-                from: Footing::Solo,
+                from: PriorRole::Solo,
             },
             abstained: Generation(4),
             seen: Generation(8),

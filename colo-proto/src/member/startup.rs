@@ -2,8 +2,8 @@
 //! operator's commands, which are the other way in.
 
 use super::{
-    Arbitration, Claim, Command, Critical, Datagram, Flags, Footing, Health, Member, MemberEvent,
-    MemberState, Mode, Register,
+    Arbitration, Claim, Command, Critical, Datagram, Flags, Health, Member, MemberEvent,
+    MemberState, Mode, PriorRole, Register,
     phase::{Fenced, Idle, Opening, Phase, Syncing},
 };
 use crate::{id::Generation, time::Instant};
@@ -23,21 +23,21 @@ impl Member {
             Claim::Solo | Claim::Granted if arbiter => {}
             Claim::Solo
             | Claim::Arbitrating {
-                from: Footing::Solo,
+                from: PriorRole::Solo,
                 ..
             } => {
                 let expect = self.generation;
-                self.claim(now, Footing::Solo, expect, Mode::Solo, self.me);
+                self.claim(now, PriorRole::Solo, expect, Mode::Solo, self.me);
             }
             Claim::DualOwner
             | Claim::Yielded
             | Claim::Arbitrating {
-                from: Footing::DualOwner,
+                from: PriorRole::DualOwner,
                 ..
             } => self.yield_vm(now, false),
             Claim::DualPartner
             | Claim::Arbitrating {
-                from: Footing::DualPartner,
+                from: PriorRole::DualPartner,
                 ..
             } => self.abstain_anew(),
             Claim::Granted | Claim::Stale | Claim::Syncing => {
@@ -74,19 +74,19 @@ impl Member {
             let partner = register.mode == Some(Mode::Dual) && register.partner == self.me;
             match claim {
                 Claim::Arbitrating {
-                    from: Footing::DualPartner,
+                    from: PriorRole::DualPartner,
                     ..
                 } if partner => self.abstain_anew(),
                 // Handed back. Should the peer have no use for it either, it comes to us again
                 // and we boot from the disk.
                 Claim::Arbitrating {
-                    from: Footing::DualOwner,
+                    from: PriorRole::DualOwner,
                     ballot,
                 } if ours(ballot.request) => {
                     self.persist(Claim::Yielded);
                     self.enter(Phase::Fenced(Fenced {
                         intact: false,
-                        was: Footing::DualOwner,
+                        was: PriorRole::DualOwner,
                         of: generation,
                         yielding: None,
                     }));
@@ -102,20 +102,20 @@ impl Member {
         self.generation = generation;
         match claim {
             Claim::Arbitrating {
-                from: Footing::Solo,
+                from: PriorRole::Solo,
                 ballot,
             } if solo && ours(ballot.request) => self.become_solo(generation, Opening::ColdBoot),
             Claim::Arbitrating {
-                from: Footing::DualPartner,
+                from: PriorRole::DualPartner,
                 ..
             }
             | Claim::Granted
                 if solo =>
             {
-                self.hand_back(now, Footing::DualPartner);
+                self.hand_back(now, PriorRole::DualPartner);
             }
             Claim::Arbitrating {
-                from: Footing::DualOwner,
+                from: PriorRole::DualOwner,
                 ..
             } if solo => {
                 let until = now + self.config.secondary_silence * 2;
@@ -127,7 +127,7 @@ impl Member {
             // No dual-start was sent for this generation, or we served alone after it.
             Claim::Solo
             | Claim::Arbitrating {
-                from: Footing::Solo,
+                from: PriorRole::Solo,
                 ..
             } => self.ask_to_boot(now),
             _ => self.yield_vm(now, false),
@@ -137,7 +137,7 @@ impl Member {
     /// Asks for a generation to boot from the disk in.
     fn ask_to_boot(&mut self, now: Instant) {
         let expect = self.generation;
-        self.claim(now, Footing::Solo, expect, Mode::Solo, self.me);
+        self.claim(now, PriorRole::Solo, expect, Mode::Solo, self.me);
     }
 
     /// 0, granted and never used: hand it to a peer that still has the VM of that generation, or
@@ -161,7 +161,7 @@ impl Member {
             );
         if has_vm {
             self.phase = Phase::Idle(Idle::default());
-            self.hand_back(now, Footing::DualOwner);
+            self.hand_back(now, PriorRole::DualOwner);
         } else if now >= until {
             self.become_solo(self.generation, Opening::ColdBoot);
         }
@@ -177,7 +177,7 @@ impl Member {
             // What was abstained from is long decided, and must not be said of this generation.
             self.phase = Phase::Syncing(Syncing::default());
             self.generation = register.generation;
-            self.hand_back(now, Footing::DualPartner);
+            self.hand_back(now, PriorRole::DualPartner);
         } else {
             self.event(MemberEvent::WaitingForOperator);
         }
@@ -202,7 +202,7 @@ impl Member {
         let asking = self.inquiry.as_ref().is_some_and(|i| i.ballot().is_some());
         match (command, &self.phase) {
             (Command::Create, Phase::Idle(_)) if self.record.claim == Claim::None => {
-                self.claim(now, Footing::Solo, Generation(0), Mode::Solo, self.me);
+                self.claim(now, PriorRole::Solo, Generation(0), Mode::Solo, self.me);
             }
             (Command::Join, Phase::Idle(_)) if self.record.claim == Claim::None && !asking => {
                 self.persist(Claim::Syncing);
@@ -237,7 +237,7 @@ impl Member {
                 Phase::Idle(_) => self.override_with(now, Some(Opening::ColdBoot)),
                 Phase::Fenced(f) => {
                     let how = match (f.intact, f.was) {
-                        (true, Footing::DualPartner) => Opening::TakeOver,
+                        (true, PriorRole::DualPartner) => Opening::TakeOver,
                         (true, _) => Opening::Resume,
                         (false, _) => Opening::ColdBoot,
                     };

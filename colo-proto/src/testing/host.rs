@@ -39,7 +39,7 @@ pub trait Guest {
 /// What a host asks for and has to be answered, by who answers it. Errands of one kind are done in
 /// the order in which they were asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Errand {
+pub enum Effect {
     /// The guest: [`Output::Guest`].
     Guest,
     /// The arbiter: [`Output::AskArbiter`], [`Output::ReadArbiter`].
@@ -54,7 +54,7 @@ pub enum Errand {
     Datagram,
 }
 
-impl Errand {
+impl Effect {
     /// Every kind.
     pub const ALL: [Self; 6] = [
         Self::Guest,
@@ -115,10 +115,10 @@ impl<G: Guest> Host<G> {
         self.asked.iter()
     }
 
-    /// Takes the oldest errand of a kind: it is the caller's now, to do or to lose.
-    pub fn take(&mut self, errand: Errand) -> Option<Output> {
+    /// Takes the oldest effect of a kind: it is the caller's now, to do or to lose.
+    pub fn take(&mut self, effect: Effect) -> Option<Output> {
         let mut all = self.asked.iter();
-        let at = all.position(|asked| Errand::of(asked) == Some(errand))?;
+        let at = all.position(|asked| Effect::of(asked) == Some(effect))?;
         self.asked.remove(at)
     }
 
@@ -142,7 +142,7 @@ impl<G: Guest> Host<G> {
     /// # Errors
     /// The guest reported what is not so.
     pub fn operate(&mut self, now: Instant) -> Result<bool, Misuse> {
-        let Some(Output::Guest(op)) = self.take(Errand::Guest) else {
+        let Some(Output::Guest(op)) = self.take(Effect::Guest) else {
             return Ok(false);
         };
         let logs = matches!(op, GuestOp::Harvest | GuestOp::Capture { .. });
@@ -197,7 +197,7 @@ impl<G: Guest> Host<G> {
         while let Some(output) = self.node.poll_output() {
             match output {
                 Output::ToGuest { index, frame } => self.guest.hear(index, frame),
-                output if Errand::of(&output).is_some() => self.asked.push_back(output),
+                output if Effect::of(&output).is_some() => self.asked.push_back(output),
                 output => self.said.push_back(output),
             }
         }

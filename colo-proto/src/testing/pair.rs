@@ -4,7 +4,7 @@ use alloc::{collections::VecDeque, vec::Vec};
 use bytes::{Bytes, BytesMut};
 use core::{num::NonZeroUsize, time::Duration};
 
-use super::host::{Errand, Guest, Host};
+use super::host::{Effect, Guest, Host};
 use crate::{
     error::Misuse,
     id::Channel,
@@ -89,7 +89,7 @@ impl<G: Guest> Pair<G> {
         self.hosts[at].as_ref()
     }
 
-    /// A host, to change its guest or to take errands away from it.
+    /// A host, to change its guest or to take effects away from it.
     pub const fn host_mut(&mut self, at: usize) -> Option<&mut Host<G>> {
         self.hosts[at].as_mut()
     }
@@ -151,11 +151,11 @@ impl<G: Guest> Pair<G> {
         Ok(())
     }
 
-    /// One of everything for a host: errands, its guest's frames, its channels.
+    /// One of everything for a host: effects, its guest's frames, its channels.
     pub fn step(&mut self, at: usize) -> Result<bool, Misuse> {
         let mut moved = self.listen(at)?;
-        for errand in Errand::ALL {
-            moved |= self.errand(at, errand)?;
+        for effect in Effect::ALL {
+            moved |= self.effect(at, effect)?;
         }
         for line in 0..self.lines.len() {
             let channel = self.lines[line].channel;
@@ -165,13 +165,13 @@ impl<G: Guest> Pair<G> {
         Ok(moved)
     }
 
-    /// The oldest errand of a kind is done.
-    pub fn errand(&mut self, at: usize, errand: Errand) -> Result<bool, Misuse> {
+    /// The oldest effect of a kind is done.
+    pub fn effect(&mut self, at: usize, effect: Effect) -> Result<bool, Misuse> {
         let now = self.now;
-        if errand == Errand::Guest {
+        if effect == Effect::Guest {
             return self.with(at, |host| host.operate(now));
         }
-        let Some(asked) = self.host_mut(at).and_then(|host| host.take(errand)) else {
+        let Some(asked) = self.host_mut(at).and_then(|host| host.take(effect)) else {
             return Ok(false);
         };
         let reaches = self.reaches_arbiter[at];

@@ -250,7 +250,7 @@ fn a_commit_that_takes_for_ever_is_waited_for_without_haste() {
         world.follow();
         for at in 0..2 {
             if at == 0 || !commits(&world) {
-                world.pair.errand(at, Errand::Guest).unwrap();
+                world.pair.effect(at, Effect::Guest).unwrap();
             }
             for channel in CHANNELS {
                 world.pair.receive(at, channel).unwrap();
@@ -264,6 +264,6 @@ fn a_commit_that_takes_for_ever_is_waited_for_without_haste() {
     }
     assert!(world.deadline(1).unwrap() > world.pair.now());
     assert!(world.pair.now() > before);
-    while world.pair.errand(1, Errand::Guest).unwrap() {}
+    while world.pair.effect(1, Effect::Guest).unwrap() {}
     assert_eq!(world.vm(1).unwrap().loaded, Epoch(2), "it was whole");
 }

@@ -18,7 +18,7 @@ use crate::{
     link::Item,
     machine::{Input, Machine, Output, Transmit},
     member::{BootId, MacKey, MemberConfig, NodeId, VmId},
-    ownership::Told,
+    ownership::External,
     primary::Primary,
     ram::CacheMode,
     secondary::Secondary,
@@ -38,7 +38,7 @@ const PEER: BootId = BootId(1);
 /// The translations watch the link themselves: a machine sees bytes only when they make an item.
 const STALL: Duration = Duration::from_secs(600);
 
-fn base(table: &BlockTable, state: u64, told: Told, now: Instant) -> Result<Base, ConfigError> {
+fn base(table: &BlockTable, state: u64, told: External, now: Instant) -> Result<Base, ConfigError> {
     // No member acts on this: who owns the VM is told.
     let member = MemberConfig::new(VmId([0; 16]), NodeId(2), MacKey([0; 16]));
     let config = Config::builder(NodeId(1), member, &table.slots())
@@ -58,7 +58,7 @@ pub(super) fn secondary(
     state: u64,
     now: Instant,
 ) -> Result<Box<Secondary>, ConfigError> {
-    let base = base(table, state, Told::partner(), now)?;
+    let base = base(table, state, External::partner(), now)?;
     Ok(Box::new(Secondary::accepted(base, PEER)))
 }
 
@@ -68,7 +68,7 @@ pub(super) fn primary(
     state: u64,
     now: Instant,
 ) -> Result<Box<Primary>, ConfigError> {
-    let base = base(table, state, Told::owner(), now)?;
+    let base = base(table, state, External::owner(), now)?;
     Ok(Box::new(Primary::accepted(base, PEER)))
 }
 

@@ -17,7 +17,7 @@ use crate::{
 
 /// Operations for the guest, in order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Hands {
+pub(crate) struct GuestOps {
     queue: VecDeque<(GuestOp, Option<CommandId>)>,
     busy: Option<Busy>,
     running: bool,
@@ -35,7 +35,7 @@ struct Busy {
     by: Option<CommandId>,
 }
 
-impl Hands {
+impl GuestOps {
     pub(crate) const fn new(running: bool) -> Self {
         Self {
             queue: VecDeque::new(),
@@ -172,41 +172,40 @@ mod tests {
 
     #[test]
     fn a_guest_is_brought_to_the_wanted_state_after_whatever_was_queued() {
-        let mut hands = Hands::new(true);
-        hands.push(GuestOp::Harvest, None);
-        assert_eq!(hands.poll(false), Some(GuestOp::Harvest));
-        assert_eq!(hands.poll(false), None, "one at a time");
-        hands.done(&GuestDone::Harvested).unwrap();
-        assert_eq!(hands.poll(false), Some(GuestOp::Pause));
-        hands.done(&GuestDone::Paused).unwrap();
-        assert_eq!(hands.poll(false), None);
-        assert_eq!(hands.poll(true), Some(GuestOp::Resume));
+        let mut ops = GuestOps::new(true);
+        ops.push(GuestOp::Harvest, None);
+        assert_eq!(ops.poll(false), Some(GuestOp::Harvest));
+        assert_eq!(ops.poll(false), None, "one at a time");
+        ops.done(&GuestDone::Harvested).unwrap();
+        assert_eq!(ops.poll(false), Some(GuestOp::Pause));
+        ops.done(&GuestDone::Paused).unwrap();
+        assert_eq!(ops.poll(false), None);
+        assert_eq!(ops.poll(true), Some(GuestOp::Resume));
     }
 
     #[test]
     fn a_takeover_is_told_to_disks_even_if_the_next_peer_is_lost_meanwhile() {
         let stop = GuestOp::Replication(ReplicationOp::Stop { failover: true });
-        let mut hands = Hands::new(false);
-        hands.push(GuestOp::CheckState(Epoch(3)), None);
-        assert!(hands.poll(true).is_some());
-        hands.push(stop.clone(), None);
-        hands.push(GuestOp::Harvest, None);
-        hands.forget_queued();
-        hands.done(&GuestDone::StateChecked(Epoch(3))).unwrap();
-        assert_eq!(hands.poll(true), Some(stop));
-        hands
-            .done(&GuestDone::Replication(ReplicationOp::Stop {
-                failover: true,
-            }))
-            .unwrap();
-        assert_eq!(hands.poll(true), Some(GuestOp::Resume));
+        let mut ops = GuestOps::new(false);
+        ops.push(GuestOp::CheckState(Epoch(3)), None);
+        assert!(ops.poll(true).is_some());
+        ops.push(stop.clone(), None);
+        ops.push(GuestOp::Harvest, None);
+        ops.forget_queued();
+        ops.done(&GuestDone::StateChecked(Epoch(3))).unwrap();
+        assert_eq!(ops.poll(true), Some(stop));
+        ops.done(&GuestDone::Replication(ReplicationOp::Stop {
+            failover: true,
+        }))
+        .unwrap();
+        assert_eq!(ops.poll(true), Some(GuestOp::Resume));
     }
 
     #[test]
     fn an_end_that_was_not_begun_is_misuse() {
-        let mut hands = Hands::new(true);
+        let mut ops = GuestOps::new(true);
         assert_eq!(
-            hands.done(&GuestDone::Paused),
+            ops.done(&GuestDone::Paused),
             Err(Misuse::UnexpectedDone {
                 got: "pause",
                 expected: "nothing"
