@@ -64,7 +64,7 @@ demo() {
         case ",${COLO_REQUIRE:-}," in *,kvm,*) exit 1 ;; esac
         return
     fi
-    cargo build --release -p colo-driver-mio --bin colod
+    cargo build --release -p colod
     ./target/release/colod demo --seconds 3
     ./target/release/colod demo --seconds 3 --mode lockstep
     ./target/release/colod demo --seconds 3 --kill secondary
@@ -73,6 +73,7 @@ bench() {
     cargo bench -p colo-proto
     cargo bench -p colo-driver-kvm
     cargo bench -p colo-driver-mio
+    cargo bench -p colod
     cargo bench -p colo-tests
 }
 all() {

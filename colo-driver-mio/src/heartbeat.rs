@@ -13,8 +13,8 @@ use mio::{
 };
 
 use crate::{
+    Endpoint,
     channel::stream::{OwnedPath, remove_stale},
-    config::Endpoint,
 };
 
 /// Datagrams taken from one path in one turn of the loop.

@@ -1,4 +1,4 @@
-//! The event loop that drives [`colo_proto`] over sockets, and `colod`, the daemon.
+//! The event loop that drives [`colo_proto`] over sockets.
 //!
 //! **What it is.** One thread, one loop: it moves bytes and makes calls. Sockets, timers, files
 //! and the guest are on one side, a [`Machine`](colo_proto::machine::Machine) that decides
@@ -34,10 +34,8 @@ pub mod arbiter;
 mod budget;
 mod channel;
 pub mod clock;
-pub mod config;
-pub mod control;
-pub mod demo;
 pub mod driver;
+mod endpoint;
 pub mod frame_socket;
 pub mod guest;
 pub mod handle;
@@ -45,11 +43,12 @@ pub mod heartbeat;
 pub mod metrics;
 mod pool;
 pub mod priority;
-pub mod qemu;
 pub mod record;
 mod wake;
 
+pub use channel::stream::remove_stale;
 pub use driver::{Driver, DriverConfig, DriverError};
+pub use endpoint::Endpoint;
 pub use guest::Guest;
 pub use handle::ControlHandle;
 pub use wake::Wake;

@@ -166,7 +166,8 @@ impl RecordStore {
     }
 }
 
-pub(crate) const FILE: &str = "record";
+/// The name of the file in the state directory.
+pub const FILE: &str = "record";
 
 /// The writer's thread: a file system that hangs stops it and not the loop.
 fn keep(dir: &Path, inbox: &Receiver<(PersistId, Record)>, outbox: &Sender<Written>, wake: &Wake) {

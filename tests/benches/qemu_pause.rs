@@ -19,7 +19,7 @@ mod vm;
 
 use serde_json::{Value, json};
 
-use colo_driver_mio::qemu::standby::Event;
+use colod::qemu::standby::Event;
 use side::Side;
 use vm::{Machine, Vm, arguments};
 

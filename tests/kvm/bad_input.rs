@@ -7,7 +7,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use colo_driver_mio::{
+use colod::{
     config::{Mac, Size},
     demo::{Host, Stage},
 };

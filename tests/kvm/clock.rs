@@ -5,7 +5,7 @@ use rustix::{
     time::{ClockId, Timespec, clock_gettime, clock_settime},
 };
 
-use colo_driver_mio::demo::now;
+use colod::demo::now;
 
 use crate::common::*;
 

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use colo_driver_mio::{
+use colod::{
     config::{Mac, Span},
     demo::{Client, Daemon, Host, Plan, Report, Settings, Stage},
 };

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use colo_driver_mio::demo::{Host, Stage};
+use colod::demo::{Host, Stage};
 
 use crate::common::*;
 

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use colo_driver_mio::control::{Hub, Operator, Refused, Request, Server};
+use colod::control::{Hub, Operator, Refused, Request, Server};
 use serde_json::{Value, json};
 
 use crate::common::colod;

@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path, thread, time::Duration};
 
-use colo_driver_mio::{
+use colod::{
     config::Disk,
     demo::{Host, Stage},
 };

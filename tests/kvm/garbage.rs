@@ -6,10 +6,9 @@ use std::{
     os::unix::net::UnixStream,
 };
 
-use colo_driver_mio::{
-    demo::{Host, now},
-    frame_socket::FrameSocket,
-};
+use colo_driver_mio::frame_socket::FrameSocket;
+
+use colod::demo::{Host, now};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use crate::common::*;

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use colo_driver_mio::demo::{Host, now};
+use colod::demo::{Host, now};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::common::*;

@@ -2,7 +2,7 @@
 
 use std::{env, thread, time::Duration};
 
-use colo_driver_mio::{
+use colod::{
     config::{ModeName, Span},
     demo::{Client, Daemon, Host, Settings, Stage, now},
 };

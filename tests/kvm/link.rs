@@ -3,7 +3,7 @@
 
 use std::{process::Command, time::Duration};
 
-use colo_driver_mio::demo::{Daemon, Host, Site, Stage, now};
+use colod::demo::{Daemon, Host, Site, Stage, now};
 
 use crate::common::*;
 

@@ -1,6 +1,6 @@
 //! Real processes, real KVM: `colod` as it is shipped, killed, frozen and lied to.
 //!
-//! Each module is a behaviour. All of them run on a [`Stage`](colo_driver_mio::demo::Stage): two
+//! Each module is a behaviour. All of them run on a [`Stage`](colod::demo::Stage): two
 //! hosts on this machine, a switch that remembers who spoke for which address, and a client that
 //! checks every byte. Without `/dev/kvm` they print why they are skipped.
 //!

@@ -1,6 +1,6 @@
 //! What an operator asks for happens, or is refused with the reason; the pair stays whole.
 
-use colo_driver_mio::{control::ClientError, demo::now};
+use colod::{control::ClientError, demo::now};
 use serde_json::json;
 
 use crate::common::*;

@@ -1,6 +1,6 @@
 //! Both hosts lose power: nothing is left of the VM's memory, and it boots again where it may.
 
-use colo_driver_mio::demo::{Host, now};
+use colod::demo::{Host, now};
 
 use crate::common::*;
 

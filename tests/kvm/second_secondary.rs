@@ -10,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use colo_driver_mio::demo::{Host, now};
+use colod::demo::{Host, now};
 
 use crate::common::*;
 

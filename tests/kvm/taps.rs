@@ -1,6 +1,6 @@
 //! The pair on taps, and the client on the kernel's TCP stack: frames may be left unfinished.
 
-use colo_driver_mio::demo::{Client, Host, Stage, Wires, now};
+use colod::demo::{Client, Host, Stage, Wires, now};
 
 use crate::common::*;
 

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use colo_driver_mio::demo::{Host, now};
+use colod::demo::{Host, now};
 
 use crate::common::*;
 

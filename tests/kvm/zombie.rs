@@ -2,7 +2,7 @@
 
 use std::{thread, time::Duration};
 
-use colo_driver_mio::demo::now;
+use colod::demo::now;
 use rustix::process::Signal;
 
 use crate::common::*;

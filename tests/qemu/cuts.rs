@@ -3,7 +3,7 @@
 
 use std::net::TcpListener;
 
-use colo_driver_mio::qemu::standby::{Event, Outcome};
+use colod::qemu::standby::{Event, Outcome};
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use serde_json::json;
 

@@ -11,13 +11,13 @@ use std::{
 };
 
 use clap::Parser as _;
-use colo_driver_mio::qemu::{
+use colo_proto::id::Epoch;
+use colod::qemu::{
     Stop,
     feed::{self, FeedArgs},
     inspect::{self, InspectArgs},
     standby::{self, Event, Outcome, StandbyArgs},
 };
-use colo_proto::id::Epoch;
 use tempfile::TempDir;
 
 use crate::{

@@ -1,7 +1,7 @@
 //! The standby knows no device, so it takes them all: sections are bounded by the description and
 //! by footers, whatever is in them.
 
-use colo_driver_mio::qemu::standby::{Event, Outcome};
+use colod::qemu::standby::{Event, Outcome};
 
 use crate::{
     can_run,

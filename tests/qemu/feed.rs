@@ -2,7 +2,7 @@
 //! primary is lost.
 
 use clap::Parser;
-use colo_driver_mio::qemu::{
+use colod::qemu::{
     Stop,
     feed::{self, Event, FeedArgs},
 };

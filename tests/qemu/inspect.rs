@@ -3,7 +3,7 @@
 use std::{io::Read as _, path::Path};
 
 use clap::Parser;
-use colo_driver_mio::qemu::inspect::{self, InspectArgs, Report};
+use colod::qemu::inspect::{self, InspectArgs, Report};
 
 pub(crate) const RECORDING: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),

@@ -11,7 +11,7 @@ use std::{
 };
 
 use clap::Parser;
-use colo_driver_mio::qemu::{
+use colod::qemu::{
     Stop,
     standby::{self, Event, Outcome, StandbyArgs, StandbyError},
 };

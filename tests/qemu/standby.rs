@@ -1,6 +1,6 @@
 //! A QEMU primary is protected by `colod standby`, dies, and its guest goes on elsewhere.
 
-use colo_driver_mio::qemu::standby::{Event, Outcome};
+use colod::qemu::standby::{Event, Outcome};
 use serde_json::json;
 
 use crate::{

@@ -7,10 +7,9 @@ use std::{
 };
 
 use colo_driver_mio::{
-    ControlHandle, Driver, DriverConfig, DriverError,
+    ControlHandle, Driver, DriverConfig, DriverError, Endpoint,
     arbiter::file::FileArbiter,
     clock,
-    config::Endpoint,
     guest::fake::{FakeGuest, SLOT},
     handle::{Report, What},
     heartbeat::PathConfig,

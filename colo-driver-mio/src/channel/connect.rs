@@ -24,7 +24,7 @@ use super::{
     hand::{ConnectError, Hand, Phase, Step},
     stream::{Listener, Stream},
 };
-use crate::config::Endpoint;
+use crate::Endpoint;
 
 /// From the first packet to the answer.
 const HANDSHAKE: Duration = Duration::from_secs(2);

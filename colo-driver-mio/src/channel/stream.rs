@@ -21,7 +21,7 @@ use mio::{
 use rustix::net::sockopt::{set_socket_recv_buffer_size_force, set_socket_send_buffer_size_force};
 use socket2::{SockRef, TcpKeepalive};
 
-use crate::config::Endpoint;
+use crate::Endpoint;
 
 /// Buffers of RAM lanes over Unix sockets, which unlike TCP's do not grow by themselves.
 const UNIX_BUFFER: usize = 4 << 20;
@@ -249,10 +249,11 @@ impl Drop for OwnedPath {
 
 /// Removes a socket file that nobody is behind any more: what a killed process leaves. Anything
 /// else is left alone, and binding says that the address is in use. `connect` probes.
-pub(crate) fn remove_stale(
-    path: &Path,
-    connect: impl FnOnce(&Path) -> io::Result<()>,
-) -> io::Result<()> {
+///
+/// # Errors
+///
+/// When the file cannot be removed.
+pub fn remove_stale(path: &Path, connect: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     let Ok(found) = fs::symlink_metadata(path) else {
         return Ok(());
     };

@@ -5,7 +5,7 @@ use std::io;
 
 use colo_proto::{error::Misuse, id::Channel, wire::join::Identity};
 
-use crate::{config::Endpoint, heartbeat::PathConfig, priority::Priority};
+use crate::{Endpoint, heartbeat::PathConfig, priority::Priority};
 
 /// Addresses and limits of one host.
 #[derive(Clone, Debug)]

@@ -31,14 +31,13 @@ use mio::{Events, Poll, Token};
 pub use config::{DriverConfig, DriverError};
 
 use crate::{
-    ControlHandle, Guest, Wake,
+    ControlHandle, Endpoint, Guest, Wake,
     arbiter::Arbiter,
     channel::{
         Links,
         connect::{Connector, Outcome},
     },
     clock::{self, Timer},
-    config::Endpoint,
     guest::{Ready, Tokens},
     handle::{Ask, Report, What},
     heartbeat::{self, HeartbeatSockets},

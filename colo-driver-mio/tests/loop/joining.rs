@@ -6,9 +6,8 @@ use std::{
 };
 
 use colo_driver_mio::{
-    Driver, DriverError,
+    Driver, DriverError, Endpoint,
     arbiter::none::NoArbiter,
-    config::Endpoint,
     guest::fake::FakeGuest,
     handle::{AskError, What},
     record::RecordStore,

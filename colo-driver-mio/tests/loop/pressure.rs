@@ -1,7 +1,7 @@
 //! Back-pressure, spurious wake-ups, and heartbeats beside a lane that is full.
 
 use bytes::Bytes;
-use colo_driver_mio::{DriverConfig, config::Endpoint, guest::fake::run};
+use colo_driver_mio::{DriverConfig, Endpoint, guest::fake::run};
 use colo_proto::{
     id::{Channel, PAGE_SIZE, Role},
     machine::{Body, Demand, Output, Sink, Transmit},

@@ -7,9 +7,8 @@ use std::{
 };
 
 use colo_driver_mio::{
-    ControlHandle, Driver, DriverConfig, DriverError,
+    ControlHandle, Driver, DriverConfig, DriverError, Endpoint,
     arbiter::{Arbiter, none::NoArbiter},
-    config::Endpoint,
     guest::fake::{FakeGuest, FakeHandle},
     handle::{Report, What},
     heartbeat::PathConfig,
