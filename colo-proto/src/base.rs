@@ -12,7 +12,6 @@ use crate::{
     failover::Failover,
     guest_ops::GuestOps,
     id::{Channel, Epoch, Generation, PAGE_SIZE, Role, Slot},
-    link::Link,
     machine::{
         Deadline, Demand, GuestDone, GuestOp, Input, Notify, Output, ReplicationOp, TimerKind,
         Transmit,
@@ -20,8 +19,9 @@ use crate::{
     member::{
         BootId, Command as MemberCommand, Health, Local, MemberEvent, MemberOutput, MemberState,
     },
-    net::Gate,
+    output::Gate,
     ownership::Ownership,
+    pairing::link::Link,
     stats::Stats,
     status::{Mode, Status},
     time::Instant,

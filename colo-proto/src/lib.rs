@@ -9,7 +9,7 @@
 //! compiler refuse them. Page contents never enter it.
 //!
 //! Reading order: [`machine`] (the contract), [`node`], [`primary`], [`secondary`], then
-//! [`member`] (who owns the VM), [`wire`] (the messages), [`net`] (what may leave), [`ram`].
+//! [`member`] (who owns the VM), [`wire`] (the messages), [`output`] (what may leave), [`ram`].
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -26,22 +26,23 @@ mod failover;
 pub mod fuzzing;
 mod guest_ops;
 pub mod id;
-mod link;
 pub mod machine;
 pub mod member;
 mod mutation;
-pub mod net;
 pub mod node;
+pub mod output;
 mod ownership;
-pub mod primary;
+mod pairing;
 pub mod qemu;
 pub mod ram;
-pub mod secondary;
+mod roles;
 pub mod stats;
 pub mod status;
 pub mod testing;
 pub mod time;
 pub mod wire;
+
+pub use roles::{primary, secondary};
 
 #[cfg(feature = "mutations")]
 pub use mutation::Bug;

@@ -18,7 +18,7 @@ use std::{
 use colo_driver_mio::Wake;
 
 use crate::config::Config;
-use colo_proto::net::announce;
+use colo_proto::output::announce;
 
 use super::backend::offloads;
 

@@ -1,6 +1,6 @@
 //! The machines behind the dialect: how they are set up, and how a translation speaks with them.
 //!
-//! A translation sits where the native wire's [`Link`](crate::link::Link) sits otherwise: it makes
+//! A translation sits where the native wire's [`Link`](crate::pairing::link::Link) sits otherwise: it makes
 //! of QEMU's stream the items that the native frames would have made, and of the machine's
 //! messages those of QEMU. What QEMU does not say (an end of a round, the number of pages to come)
 //! it says for it; what QEMU does not understand it keeps to itself.
@@ -15,10 +15,10 @@ use crate::{
     error::{ConfigError, Misuse, PeerFault},
     event::{Event, PeerLost},
     id::{Channel, Epoch, PAGE_SIZE, PageRun, PageRuns},
-    link::Item,
     machine::{Input, Machine, Output, Transmit},
     member::{BootId, MacKey, MemberConfig, NodeId, VmId},
     ownership::External,
+    pairing::link::Item,
     primary::Primary,
     ram::CacheMode,
     secondary::Secondary,

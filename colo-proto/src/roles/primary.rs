@@ -15,14 +15,14 @@ use crate::{
     error::{Misuse, PeerFault},
     event::{Cause, Event, PeerLost, Queue},
     id::{Channel, Epoch, PAGE_SIZE, PageRuns, Role},
-    link::Item,
     machine::{
         Body, Captured, Deadline, Demand, GuestDone, GuestOp, GuestOpKind, Input, Machine, Notify,
         Output, ReplicationOp, TimerKind, Transmit,
     },
     member::{BootId, Command as MemberCommand, Local, MemberOutput},
     mutation::bug,
-    net::{Comparator, Held, InputLog, Logged, passes},
+    output::{Comparator, Held, InputLog, Logged, passes},
+    pairing::link::Item,
     ram::{CacheMode, PageSet},
     secondary::Secondary,
     stats::{CheckpointTimes, Stats},
@@ -872,7 +872,7 @@ impl Primary {
             head.count = u32::try_from(self.held.agreed()).unwrap_or(u32::MAX);
             self.base.send(Channel::Net, head, &[]);
         }
-        if let Some(crate::net::Compared::Diverged(_)) = self.comparator.poll() {
+        if let Some(crate::output::Compared::Diverged(_)) = self.comparator.poll() {
             self.base.stats.diverged += 1;
             self.pace.want(Cause::Diverged);
         }
