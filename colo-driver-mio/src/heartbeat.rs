@@ -17,8 +17,13 @@ use crate::{
     channel::stream::{OwnedPath, remove_stale},
 };
 
-/// Datagrams taken from one path in one turn of the loop.
+/// Datagrams taken from one path in one turn of the loop. Each path has its own: whoever floods one
+/// takes nothing from the others.
 const TURN_MOST: usize = 64;
+/// Turns in a row for which datagrams that wait hold a timeout back: more than a socket's default
+/// buffer holds, so that what had arrived in time counts, and few enough for a flood to delay it by
+/// milliseconds only.
+const DEFERRED_MOST: u32 = 16;
 
 /// One way between the hosts for heartbeats. An [`Endpoint::Tcp`] names a UDP address here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,8 +37,20 @@ pub struct PathConfig {
 /// The sockets of all paths, numbered as configured.
 #[derive(Debug)]
 pub(crate) struct HeartbeatSockets {
-    paths: Vec<Socket>,
+    paths: Vec<Path>,
     base: usize,
+    /// The path that is read next.
+    next: usize,
+    /// Turns in a row that ended with datagrams unread.
+    unread: u32,
+}
+
+#[derive(Debug)]
+struct Path {
+    socket: Socket,
+    readable: bool,
+    /// Datagrams that may be taken in this turn.
+    left: usize,
 }
 
 #[derive(Debug)]
@@ -41,12 +58,10 @@ enum Socket {
     Udp {
         socket: UdpSocket,
         peer: SocketAddr,
-        readable: bool,
     },
     Unix {
         socket: UnixDatagram,
         peer: PathBuf,
-        readable: bool,
         _file: OwnedPath,
     },
 }
@@ -62,23 +77,34 @@ impl HeartbeatSockets {
             .iter()
             .enumerate()
             .map(|(n, path)| {
-                Socket::bind(path, registry, Token(base + n)).map_err(|e| (path.local.clone(), e))
+                let socket = Socket::bind(path, registry, Token(base + n))
+                    .map_err(|e| (path.local.clone(), e))?;
+                Ok(Path {
+                    socket,
+                    readable: true,
+                    left: TURN_MOST,
+                })
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { paths, base })
+        Ok(Self {
+            paths,
+            base,
+            next: 0,
+            unread: 0,
+        })
     }
 
     /// Where the paths are bound.
     pub(crate) fn local(&self) -> Vec<Option<Endpoint>> {
-        self.paths.iter().map(Socket::local).collect()
+        self.paths.iter().map(|path| path.socket.local()).collect()
     }
 
     /// Notes that a path is readable; `false` when the token is none of ours.
     pub(crate) fn ready(&mut self, token: Token) -> bool {
         let path = token.0.checked_sub(self.base);
         match path.and_then(|n| self.paths.get_mut(n)) {
-            Some(Socket::Udp { readable, .. } | Socket::Unix { readable, .. }) => {
-                *readable = true;
+            Some(path) => {
+                path.readable = true;
                 true
             }
             None => false,
@@ -87,11 +113,11 @@ impl HeartbeatSockets {
 
     /// Sends, if the network takes it.
     pub(crate) fn send(&self, path: PathId, bytes: &[u8; DATAGRAM_SIZE]) {
-        let Some(socket) = self.paths.get(usize::from(path.0)) else {
+        let Some(to) = self.paths.get(usize::from(path.0)) else {
             return;
         };
-        let sent = match socket {
-            Socket::Udp { socket, peer, .. } => socket.send_to(bytes, *peer),
+        let sent = match &to.socket {
+            Socket::Udp { socket, peer } => socket.send_to(bytes, *peer),
             Socket::Unix { socket, peer, .. } => socket.send_to(bytes, peer),
         };
         if let Err(error) = sent {
@@ -100,19 +126,31 @@ impl HeartbeatSockets {
         }
     }
 
-    /// The next datagram, into `buffer`. The budget of a turn is `left`, to begin with
-    /// [`turn`](Self::turn).
+    /// Begins a turn of the loop: every path may be read again.
+    pub(crate) fn begin_turn(&mut self) {
+        for path in &mut self.paths {
+            path.left = TURN_MOST;
+        }
+    }
+
+    /// The next datagram of this turn, into `buffer`: one from each path in turn.
     pub(crate) fn receive<'a>(
         &mut self,
-        left: &mut usize,
         buffer: &'a mut [u8; BUFFER],
     ) -> Option<(PathId, &'a [u8])> {
-        for (n, path) in (0u8..).zip(&mut self.paths) {
-            while *left > 0 && path.is_readable() {
-                *left -= 1;
-                match path.receive(buffer) {
-                    Ok(got) => return Some((PathId(n), &buffer[..got])),
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => path.drained(),
+        let count = self.paths.len();
+        for n in (self.next..count).chain(0..self.next) {
+            let (Some(path), Ok(id)) = (self.paths.get_mut(n), u8::try_from(n)) else {
+                continue;
+            };
+            while path.left > 0 && path.readable {
+                path.left -= 1;
+                match path.socket.receive(buffer) {
+                    Ok(got) => {
+                        self.next = (n + 1) % count;
+                        return Some((PathId(id), &buffer[..got]));
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => path.readable = false,
                     // An error that the network reports for an earlier datagram.
                     Err(error) => tracing::trace!(path = n, %error, "heartbeat path"),
                 }
@@ -121,14 +159,20 @@ impl HeartbeatSockets {
         None
     }
 
-    /// The budget of one turn.
-    pub(crate) const fn turn(&self) -> usize {
-        TURN_MOST * self.paths.len()
+    /// Ends a turn's reading. `true`: a path was left unread.
+    pub(crate) fn end_turn(&mut self) -> bool {
+        let pending = self.paths.iter().any(|path| path.readable);
+        self.unread = if pending { self.unread + 1 } else { 0 };
+        pending
     }
 
-    /// Whether a path was left unread.
-    pub(crate) fn is_pending(&self) -> bool {
-        self.paths.iter().any(Socket::is_readable)
+    /// Whether what waits unread may be the heartbeat that a timeout would miss. A flood that goes
+    /// on does not hold timeouts back for ever.
+    pub(crate) fn defers_timeouts(&mut self) -> bool {
+        if self.unread > DEFERRED_MOST {
+            self.unread = 0;
+        }
+        self.unread > 0
     }
 }
 
@@ -145,7 +189,6 @@ impl Socket {
                 Ok(Self::Udp {
                     socket,
                     peer: *peer,
-                    readable: true,
                 })
             }
             (Endpoint::Unix(local), Endpoint::Unix(peer)) => {
@@ -156,7 +199,6 @@ impl Socket {
                 Ok(Self::Unix {
                     socket,
                     peer: peer.clone(),
-                    readable: true,
                     _file: OwnedPath(local.clone()),
                 })
             }
@@ -171,18 +213,6 @@ impl Socket {
         match self {
             Self::Udp { socket, .. } => socket.local_addr().ok().map(Endpoint::Tcp),
             Self::Unix { _file, .. } => Some(Endpoint::Unix(_file.0.clone())),
-        }
-    }
-
-    const fn is_readable(&self) -> bool {
-        match self {
-            Self::Udp { readable, .. } | Self::Unix { readable, .. } => *readable,
-        }
-    }
-
-    const fn drained(&mut self) {
-        match self {
-            Self::Udp { readable, .. } | Self::Unix { readable, .. } => *readable = false,
         }
     }
 
@@ -205,5 +235,70 @@ fn mark_urgent(socket: &impl AsFd, v4: bool) {
     };
     if let Err(error) = marked {
         tracing::debug!(%error, "heartbeats travel without priority");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket as Outside;
+
+    use super::*;
+
+    fn two_paths() -> (mio::Poll, HeartbeatSockets, Vec<SocketAddr>) {
+        let poll = mio::Poll::new().unwrap();
+        let path = || PathConfig {
+            local: "127.0.0.1:0".parse().unwrap(),
+            peer: "127.0.0.1:9".parse().unwrap(),
+        };
+        let sockets = HeartbeatSockets::bind(&[path(), path()], poll.registry(), 8).unwrap();
+        let at = sockets
+            .local()
+            .into_iter()
+            .filter_map(|local| match local {
+                Some(Endpoint::Tcp(at)) => Some(at),
+                _ => None,
+            })
+            .collect();
+        (poll, sockets, at)
+    }
+
+    /// Which paths the datagrams of one turn came from.
+    fn turn(sockets: &mut HeartbeatSockets) -> Vec<u8> {
+        let mut buffer = [0; BUFFER];
+        sockets.begin_turn();
+        let got = std::iter::from_fn(|| sockets.receive(&mut buffer).map(|(path, _)| path.0));
+        let got = got.collect();
+        sockets.end_turn();
+        got
+    }
+
+    #[test]
+    fn a_flood_on_one_path_takes_nothing_from_the_others() {
+        let (_poll, mut sockets, at) = two_paths();
+        let outside = Outside::bind("127.0.0.1:0").unwrap();
+        for _ in 0..200 {
+            outside.send_to(b"flood", at[0]).unwrap();
+        }
+        for _ in 0..3 {
+            outside.send_to(b"beat", at[1]).unwrap();
+        }
+        let got = turn(&mut sockets);
+        assert_eq!(got[..6], [0, 1, 0, 1, 0, 1], "in turn");
+        assert_eq!(got.len(), TURN_MOST + 3);
+    }
+
+    #[test]
+    fn a_flood_that_goes_on_holds_timeouts_back_for_a_bounded_number_of_turns() {
+        let (_poll, mut sockets, at) = two_paths();
+        let outside = Outside::bind("127.0.0.1:0").unwrap();
+        let mut deferred = 0;
+        for _ in 0..=DEFERRED_MOST {
+            for _ in 0..=TURN_MOST {
+                outside.send_to(b"flood", at[0]).unwrap();
+            }
+            turn(&mut sockets);
+            deferred += u32::from(sockets.defers_timeouts());
+        }
+        assert_eq!(deferred, DEFERRED_MOST);
     }
 }

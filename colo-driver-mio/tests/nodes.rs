@@ -71,7 +71,6 @@ impl Host {
         });
         config.listen = Some(at(host, "pair"));
         config.peer = Some(at(peer, "pair"));
-        config.lanes = 2;
         config.paths = ["beat-a", "beat-b"]
             .map(|path| PathConfig {
                 local: at(host, path),

@@ -51,6 +51,10 @@ use crate::{
 /// A protocol machine: everything that happens to it is an argument, everything it wants done is
 /// handed out. See the [module documentation](self) for the order of calls.
 pub trait Machine {
+    /// Every channel that it knows, Control first. The same for all its life: the driver connects
+    /// and accepts these and no others.
+    fn channels(&self) -> alloc::vec::Vec<Channel>;
+
     /// Tells the machine that something happened at `now`.
     ///
     /// # Errors

@@ -174,6 +174,10 @@ impl Node {
 }
 
 impl Machine for Node {
+    fn channels(&self) -> alloc::vec::Vec<Channel> {
+        Self::channels(self).collect()
+    }
+
     fn handle_input(&mut self, now: Instant, input: Input<'_>) -> Result<(), Misuse> {
         if let Some(machine) = self.machine_mut() {
             machine.handle_input(now, input)?;

@@ -60,6 +60,10 @@ fn batch(next: &mut u64) -> PageRuns {
 }
 
 impl Machine for Pinger {
+    fn channels(&self) -> Vec<Channel> {
+        vec![Channel::Control, Channel::Net, Channel::Ram(0)]
+    }
+
     fn handle_input(&mut self, now: Instant, input: Input<'_>) -> Result<(), Misuse> {
         self.now = now;
         match input {

@@ -67,7 +67,6 @@ fn synchronise(lanes: u8) -> f64 {
         let mut config = DriverConfig::new(Identity { vm, boot, key });
         config.listen = Some("127.0.0.1:0".parse().unwrap());
         config.peer = peer;
-        config.lanes = lanes;
         config.paths = vec![PathConfig {
             local: beat(host),
             peer: beat(3 - host),

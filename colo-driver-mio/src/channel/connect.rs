@@ -189,6 +189,12 @@ impl Connector {
         let Some(at) = self.hands.iter().position(|hand| hand.token == token) else {
             return false;
         };
+        // Somebody may have been told "joined" who is not attached yet: that place is taken.
+        let promised = self.promised();
+        let admit = |caller: &Request| match promised {
+            Some(boot) if boot != caller.boot => Err(Refusal::Busy),
+            _ => admit(caller),
+        };
         let step = self.hands[at].step(self.me, &self.channels, &admit);
         match step {
             Step::Wait => {}
@@ -207,6 +213,15 @@ impl Connector {
             }
         }
         true
+    }
+
+    /// The process that was told that it joined, and of which the loop does not know yet.
+    fn promised(&self) -> Option<BootId> {
+        let told = self.outcomes.iter().find_map(|outcome| match outcome {
+            Outcome::Joined { peer, .. } => Some(*peer),
+            _ => None,
+        });
+        told.or_else(|| self.hands.iter().find_map(Hand::accepted))
     }
 
     fn connect(&mut self, channel: Channel, now: Instant) -> Result<(), ConnectError> {
@@ -312,4 +327,83 @@ fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     while getrandom(&mut bytes[..], GetRandomFlags::empty()).is_err() {}
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        net::TcpStream,
+    };
+
+    use colo_proto::{
+        member::{MacKey, VmId},
+        wire::join::{ANSWER_LEN, CHALLENGE_LEN, Dialler, JoinError},
+    };
+
+    use super::*;
+
+    const LISTENING: Token = Token(1);
+
+    fn end(boot: u64) -> Identity {
+        Identity {
+            vm: VmId([1; 16]),
+            boot: BootId(boot),
+            key: MacKey([7; 16]),
+        }
+    }
+
+    #[test]
+    fn of_two_callers_in_one_turn_one_is_told_that_it_joined() {
+        let mut poll = mio::Poll::new().unwrap();
+        let channels = vec![Channel::Control];
+        let mut connector =
+            Connector::new(poll.registry(), end(1), channels, None, LISTENING, 64).unwrap();
+        connector.listen(&"127.0.0.1:0".parse().unwrap()).unwrap();
+        let Some(Endpoint::Tcp(at)) = connector.local() else {
+            panic!("listens on TCP");
+        };
+        let admit = |_: &Request| Ok(());
+        let mut events = mio::Events::with_capacity(8);
+        let mut callers = [2, 3].map(|boot| (boot, TcpStream::connect(at).unwrap()));
+        while connector.hands.len() < 2 {
+            poll.poll(&mut events, None).unwrap();
+            connector.ready(LISTENING, Instant::ZERO, admit);
+        }
+        let tokens: Vec<_> = connector.hands.iter().map(|hand| hand.token).collect();
+        for &token in &tokens {
+            connector.ready(token, Instant::ZERO, admit);
+        }
+        let diallers = callers.each_mut().map(|(boot, stream)| {
+            let mut challenge = [0; CHALLENGE_LEN];
+            stream.read_exact(&mut challenge).unwrap();
+            let me = end(*boot);
+            let dialler = Dialler::new(me, Channel::Control, &nonce(), &challenge).unwrap();
+            stream.write_all(dialler.join()).unwrap();
+            dialler
+        });
+        // Both joins are here before the first is looked at; nothing is attached in between.
+        let mut answered = 0;
+        while answered < 2 {
+            poll.poll(&mut events, None).unwrap();
+            for &token in &tokens {
+                connector.ready(token, Instant::ZERO, admit);
+            }
+            answered = connector.outcomes.len();
+        }
+        let mut verdicts = callers
+            .iter_mut()
+            .zip(&diallers)
+            .map(|((_, stream), dialler)| {
+                let mut answer = [0; ANSWER_LEN];
+                stream.read_exact(&mut answer).unwrap();
+                dialler.joined(&answer)
+            });
+        let mut verdicts = [verdicts.next().unwrap(), verdicts.next().unwrap()];
+        verdicts.sort_by_key(Result::is_err);
+        assert_eq!(
+            verdicts,
+            [Ok(BootId(1)), Err(JoinError::RefusedByPeer(Refusal::Busy))]
+        );
+    }
 }

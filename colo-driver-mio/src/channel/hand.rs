@@ -99,6 +99,14 @@ impl Hand {
         }
     }
 
+    /// The caller that is being told that it joined.
+    pub(super) const fn accepted(&self) -> Option<BootId> {
+        match &self.phase {
+            Phase::Accepting(request) => Some(request.boot),
+            _ => None,
+        }
+    }
+
     /// Goes on as far as the socket allows.
     pub(super) fn step(
         &mut self,

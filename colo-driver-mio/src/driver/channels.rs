@@ -42,6 +42,10 @@ impl<M: Machine, G: Guest> Driver<M, G> {
         if self.links.peer().is_some_and(|known| known != peer) {
             // Somebody else came first while this one was in its handshake.
             self.report(What::NotConnected(channel, "another peer is up".to_owned()));
+            if self.links.get(channel).is_some() {
+                // The channel that is up is the known peer's, and stays.
+                return Ok(());
+            }
             return self.feed(Input::Down(channel));
         }
         if let Err(error) = stream.set_channel_options(channel, self.silence, self.buffer) {

@@ -3,7 +3,7 @@
 use core::time::Duration;
 use std::io;
 
-use colo_proto::{error::Misuse, id::Channel, wire::join::Identity};
+use colo_proto::{error::Misuse, wire::join::Identity};
 
 use crate::{Endpoint, heartbeat::PathConfig, priority::Priority};
 
@@ -16,8 +16,6 @@ pub struct DriverConfig {
     pub listen: Option<Endpoint>,
     /// Where the peer listens; needed to be a secondary.
     pub peer: Option<Endpoint>,
-    /// RAM lanes, as in the machine's configuration. Default 1.
-    pub lanes: u8,
     /// Ways for heartbeats, as many as in the machine's configuration; two or more on separate
     /// cables.
     pub paths: Vec<PathConfig>,
@@ -40,20 +38,11 @@ impl DriverConfig {
             identity,
             listen: None,
             peer: None,
-            lanes: 1,
             paths: Vec::new(),
             silence: Duration::from_millis(1200),
             buffer: None,
             priority: Priority::High,
         }
-    }
-
-    /// Every channel of the pair, the most urgent first.
-    pub(crate) fn channels(&self) -> Vec<Channel> {
-        [Channel::Control, Channel::Net, Channel::Disk]
-            .into_iter()
-            .chain((0..self.lanes).map(Channel::Ram))
-            .collect()
     }
 }
 

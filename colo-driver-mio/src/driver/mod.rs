@@ -107,7 +107,7 @@ impl<M: Machine, G: Guest> Driver<M, G> {
         let mut connector = Connector::new(
             registry,
             config.identity,
-            config.channels(),
+            machine.channels(),
             config.peer.clone(),
             LISTENER,
             CONNECTIONS,
@@ -272,12 +272,12 @@ impl<M: Machine, G: Guest> Driver<M, G> {
 
     fn heartbeats(&mut self) -> Result<(), DriverError> {
         let mut buffer = [0; heartbeat::BUFFER];
-        let mut left = self.heartbeats.turn();
-        while let Some((path, bytes)) = self.heartbeats.receive(&mut left, &mut buffer) {
+        self.heartbeats.begin_turn();
+        while let Some((path, bytes)) = self.heartbeats.receive(&mut buffer) {
             self.stats.datagrams.0 += 1;
             self.feed(Input::Datagram(path, bytes))?;
         }
-        self.more |= self.heartbeats.is_pending();
+        self.more |= self.heartbeats.end_turn();
         Ok(())
     }
 
@@ -287,8 +287,10 @@ impl<M: Machine, G: Guest> Driver<M, G> {
     }
 
     fn deadlines(&mut self, now: Instant) -> Result<(), DriverError> {
+        // A heartbeat that came in time counts, also where this loop came late to read it.
         if let Some(deadline) = self.machine.poll_timeout()
             && deadline.at <= now
+            && !self.heartbeats.defers_timeouts()
         {
             *self.stats.timers.entry(deadline.why).or_default() += 1;
             self.feed(Input::Timeout)?;

@@ -76,6 +76,7 @@ fn each_misfit_is_told_its_reason() {
     let second = dialling(5, &primary);
     let to_a_secondary = dialling(6, &idle);
     let more_lanes = dialling(2, &primary);
+    let unknown = dialling(2, &primary);
     for (config, channel, reason) in [
         (other_key, CONTROL, "do not have the same key"),
         (other_vm, CONTROL, "protects another VM"),
@@ -86,6 +87,7 @@ fn each_misfit_is_told_its_reason() {
             "the host that was called is not the primary",
         ),
         (more_lanes, Channel::Ram(7), "no such channel"),
+        (unknown, Channel::Disk, "no such channel"),
     ] {
         let host = Host::start(Role::Secondary, config);
         let reports = host.control.subscribe().unwrap();

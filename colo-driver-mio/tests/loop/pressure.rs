@@ -1,14 +1,16 @@
 //! Back-pressure, spurious wake-ups, and heartbeats beside a lane that is full.
 
 use bytes::Bytes;
-use colo_driver_mio::{DriverConfig, Endpoint, guest::fake::run};
+use colo_driver_mio::{
+    DriverConfig, Endpoint, arbiter::none::NoArbiter, clock, guest::fake::run, record::RecordStore,
+};
 use colo_proto::{
     id::{Channel, PAGE_SIZE, Role},
     machine::{Body, Demand, Output, Sink, Transmit},
     member::{DATAGRAM_SIZE, PathId},
 };
 
-use crate::script::{Host, Seen, dialling, listening, message, pair, path_to, small};
+use crate::script::{Host, Script, Seen, dialling, listening, message, pair, path_to, small};
 
 const RAM: Channel = Channel::Ram(0);
 
@@ -108,4 +110,27 @@ fn heartbeats_pass_a_lane_that_is_full() {
     });
     let loops = primary.control.snapshot().unwrap();
     assert!(loops.driver.exhausted > 0, "the lane never filled its turn");
+}
+
+#[test]
+fn a_timeout_waits_for_heartbeats_that_came_in_time() {
+    let mut config = listening(1);
+    config.paths = vec![path_to(&"127.0.0.1:9".parse().unwrap())];
+    let beats = 200;
+    let script = Script::new(Role::Primary);
+    script.plan().due = Some(clock::now());
+    let (arbiter, record) = (Box::new(NoArbiter::new()), RecordStore::in_memory());
+    let primary = Host::start_after(script, config, arbiter, record, |paths| {
+        let Some(Endpoint::Tcp(at)) = &paths[0] else {
+            panic!("a UDP path");
+        };
+        let outside = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        for _ in 0..beats {
+            outside.send_to(b"beat", at).unwrap();
+        }
+    });
+    primary.script.wait_for(&Seen::Timeout);
+    let plan = primary.script.plan();
+    let before = plan.seen.iter().take_while(|seen| **seen != Seen::Timeout);
+    assert_eq!(before.count(), beats, "datagrams before the timeout");
 }

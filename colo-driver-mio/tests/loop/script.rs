@@ -19,7 +19,7 @@ use colo_proto::{
     command::Answer,
     error::Misuse,
     id::{Channel, Epoch, Generation, Role},
-    machine::{Body, Deadline, Demand, GuestDone, Input, Machine, Output, Transmit},
+    machine::{Body, Deadline, Demand, GuestDone, Input, Machine, Output, TimerKind, Transmit},
     member::{BootId, MacKey, MemberState, RequestId, Verdict, VmId},
     stats::Stats,
     status::{ColoMode, ExitReason, FailoverStatus, Mode, Status},
@@ -46,6 +46,7 @@ pub(crate) enum Seen {
     Persisted(u64),
     Arbiter(RequestId, Verdict),
     Fenced(bool),
+    Timeout,
 }
 
 #[derive(Debug, Default)]
@@ -60,6 +61,9 @@ pub(crate) struct Plan {
     /// Dial again whatever goes down.
     pub(crate) redial: bool,
     pub(crate) misuse: bool,
+    /// A timeout that is due until it has been handled.
+    pub(crate) due: Option<Instant>,
+    pub(crate) began: bool,
     pub(crate) seen: Vec<Seen>,
     pub(crate) sent: BTreeMap<Channel, u64>,
     pub(crate) inputs: u64,
@@ -98,10 +102,22 @@ impl Script {
 }
 
 impl Machine for Script {
+    fn channels(&self) -> Vec<Channel> {
+        vec![Channel::Control, Channel::Net, Channel::Ram(0)]
+    }
+
     fn handle_input(&mut self, _now: Instant, input: Input<'_>) -> Result<(), Misuse> {
         let mut plan = self.plan();
         plan.inputs += 1;
         let seen = match input {
+            Input::Timeout if plan.due.is_some() => {
+                // The first comes at the start of the loop, whatever is due.
+                if !std::mem::replace(&mut plan.began, true) {
+                    return Ok(());
+                }
+                plan.due = None;
+                Seen::Timeout
+            }
             Input::Up(channel) => Seen::Up(channel),
             Input::Down(channel) => {
                 if plan.redial {
@@ -176,7 +192,11 @@ impl Machine for Script {
     }
 
     fn poll_timeout(&self) -> Option<Deadline> {
-        None
+        let at = self.plan().due?;
+        Some(Deadline {
+            at,
+            why: TimerKind::Handshake,
+        })
     }
 
     fn stats(&self) -> Stats {
@@ -268,8 +288,20 @@ impl Host {
     ) -> Self {
         let script = Script::new(role);
         prepare(&mut script.plan());
+        Self::start_after(script, config, arbiter, record, |_| {})
+    }
+
+    /// Starts the loop after `first` was done with the addresses of its heartbeat paths.
+    pub(crate) fn start_after(
+        script: Script,
+        config: DriverConfig,
+        arbiter: Box<dyn Arbiter>,
+        record: RecordStore,
+        first: impl FnOnce(&[Option<Endpoint>]),
+    ) -> Self {
         let (guest, handle) = FakeGuest::new(PAGES);
         let driver = Driver::new(config, script.clone(), guest, arbiter, record).unwrap();
+        first(&driver.local_paths());
         Self {
             script,
             guest: handle,

@@ -1213,6 +1213,10 @@ impl Primary {
 }
 
 impl Machine for Primary {
+    fn channels(&self) -> alloc::vec::Vec<Channel> {
+        self.base.config.channels().collect()
+    }
+
     fn handle_input(&mut self, now: Instant, input: Input<'_>) -> Result<(), Misuse> {
         debug_assert!(
             self.base.drained(),

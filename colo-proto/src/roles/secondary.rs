@@ -1184,6 +1184,10 @@ const fn within_reach(
 }
 
 impl Machine for Secondary {
+    fn channels(&self) -> alloc::vec::Vec<Channel> {
+        self.base.config.channels().collect()
+    }
+
     fn handle_input(&mut self, now: Instant, input: Input<'_>) -> Result<(), Misuse> {
         debug_assert!(
             self.base.drained(),

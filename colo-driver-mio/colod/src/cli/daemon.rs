@@ -205,7 +205,6 @@ fn driver_config(config: &Config, pair: &Pair, identity: Identity) -> DriverConf
     let mut driver = DriverConfig::new(identity);
     driver.listen = Some(pair.listen.clone());
     driver.peer = Some(pair.peer.clone());
-    driver.lanes = pair.ram_lanes;
     driver.paths = pair
         .heartbeat
         .iter()
