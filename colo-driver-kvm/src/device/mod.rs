@@ -12,6 +12,7 @@
 //! | `codec.rs` | the bytes of a state section: little-endian fields and a CRC |
 //! | `irq.rs` | [`Irq`]: an interrupt line as an eventfd that can be held during a load |
 //! | `sink.rs` | [`Sink`]: where a console's output goes |
+//! | `pci/` | the PCI host bridge |
 //! | `serial/`, `i8042/` | the legacy devices every boot path expects |
 //! | `virtio/` | the virtio-mmio transport, and net, block, rng, console behind it |
 //! | `fuzzing.rs` | the body of the `virtio_mmio` fuzz target; the property tests run it too |
@@ -25,6 +26,7 @@ mod codec;
 pub mod fuzzing;
 mod i8042;
 mod irq;
+pub mod pci;
 mod persist;
 mod serial;
 mod sink;

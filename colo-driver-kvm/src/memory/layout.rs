@@ -1,9 +1,9 @@
 //! The x86 memory map: RAM below and above the hole, devices inside it.
 //!
 //! ```text
-//!  0            3 GiB          3.25 GiB                4 GiB            4 GiB + rest
-//!  ├── slot 0 ───┤               ├─ virtio-mmio ─┤ APICs ├──── slot 1 ────┤
-//!                └──────────────── the hole ─────────────┘
+//!  0            3 GiB          3.25 GiB                            4 GiB            4 GiB + rest
+//!  ├── slot 0 ───┤               ├─ virtio-mmio, ECAM, BARs ─┤ APICs ├──── slot 1 ────┤
+//!                └────────────────────── the hole ───────────────────┘
 //! ```
 
 use colo_proto::id::Slot;
