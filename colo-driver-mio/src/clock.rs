@@ -1,6 +1,6 @@
 //! The clock and the one timer.
 //!
-//! `CLOCK_BOOTTIME` never goes back and counts through suspend, which leases need (spec heartbeat
+//! `CLOCK_BOOTTIME` never goes back and counts through suspend, which leases need (spec ownership
 //! A2). The timer is a timerfd on the same clock: mio's own timeout is rounded up to a whole
 //! millisecond, and a lease that ends during a suspend must fire when the host wakes.
 

@@ -1,5 +1,5 @@
 //! The priority of the loop's thread: heartbeats must leave and be answered however busy the
-//! host's processors are (spec heartbeat 13.1).
+//! host's processors are (spec ownership 13.1).
 
 /// How the loop competes for a processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]

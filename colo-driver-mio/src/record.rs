@@ -1,4 +1,4 @@
-//! What this host remembers about ownership, on stable storage (spec heartbeat A5, section 6).
+//! What this host remembers about ownership, on stable storage (spec ownership A5, 6).
 //!
 //! A write is a new file, synced, renamed over the old one, and the directory synced: after a
 //! crash either the old record is there or the new one. The directory is locked for as long as the

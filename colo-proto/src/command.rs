@@ -27,7 +27,7 @@ pub enum Command {
     /// Take a secondary, or seek a primary, again after [`Detach`](Self::Detach).
     Attach,
     /// `migrate-set-parameters x-checkpoint-delay`: the longest interval between checkpoints.
-    /// Unlike QEMU's it does not force a checkpoint (spec qemu-notes D9).
+    /// Unlike QEMU's it does not force a checkpoint (spec qemu D9).
     CheckpointDelay(Duration),
     /// Switch between lockstep and standby; takes effect at the next checkpoint.
     SetMode(Mode),

@@ -173,7 +173,7 @@ impl ConfigBuilder {
         /// The last round of the first synchronisation begins when at most this many pages are
         /// left, 1 to 2^32, default 16,384 (64 MiB): it bounds the staging area.
         last_round_pages: u64;
-        /// Largest device state accepted, 4 KiB to 1 GiB, default 64 MiB (spec stream section 11).
+        /// Largest device state accepted, 4 KiB to 1 GiB, default 64 MiB (spec qemu 11).
         state_bytes: u64;
         /// A checkpoint step without any progress for this long ends the pairing; so do frames
         /// of either guest that the network does not take within it (lockstep), and ownership that cannot be arranged within it after the first synchronisation; 100 ms to

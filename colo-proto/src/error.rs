@@ -134,7 +134,7 @@ pub enum PeerFault {
         /// The run.
         run: PageRun,
     },
-    /// A message of another ownership (spec heartbeat section 10).
+    /// A message of another ownership (spec ownership 10).
     #[error("{message}: generation {got}, but this pair is at {expected}")]
     OtherGeneration {
         /// The message.

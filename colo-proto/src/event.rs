@@ -18,7 +18,7 @@ use crate::{
 pub enum Event {
     /// A peer said hello and fits.
     PeerAccepted {
-        /// Its process (spec heartbeat: boot id).
+        /// Its process (spec ownership 6).
         boot: u64,
     },
     /// A peer was refused, here or there, with everything that does not fit.
@@ -77,9 +77,9 @@ pub enum Event {
     },
     /// This host lost ownership; its guest is muted and paused, then discarded.
     Fenced(Generation),
-    /// QEMU's `COLO_EXIT`, sent when the guest here is safe, not before (spec qemu-notes D3).
+    /// QEMU's `COLO_EXIT`, sent when the guest here is safe, not before (spec qemu D3).
     ColoExit(ColoExit),
-    /// The failover status changed (spec failover section 1).
+    /// The failover status changed (spec qemu 16).
     Failover(FailoverStatus),
     /// The guest side could not do something.
     GuestFailed {
@@ -90,7 +90,7 @@ pub enum Event {
     },
     /// A queue reached its bound and something gave way.
     QueueFull(Queue),
-    /// Liveness and ownership (spec heartbeat 13.7).
+    /// Liveness and ownership (spec ownership 13.3).
     Member(MemberEvent),
 }
 

@@ -1,7 +1,7 @@
-//! QEMU's failover status and exit reports (spec failover sections 1 and 5), as facts about what
+//! QEMU's failover status and exit reports (spec qemu 16), as facts about what
 //! our own machinery does.
 //!
-//! Differences to QEMU, all from spec qemu-notes: a relaunch is never lost (B8), `COLO_EXIT` comes
+//! Differences to QEMU, all from spec qemu 17: a relaunch is never lost (B8), `COLO_EXIT` comes
 //! when the guest is safe and says `request` for every requested takeover (D3), and `reason` is one
 //! model for both sides (D4).
 

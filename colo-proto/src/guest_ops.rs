@@ -4,7 +4,7 @@
 //! Nobody says "resume" in the middle of a transaction. Each role computes whether the guest
 //! *should* run now; when no operation is in progress and reality differs, the difference becomes
 //! an operation. So no path through an abort, a takeover or an operator's stop can leave a guest
-//! stopped by accident, or running by accident (spec checkpoint 10.3, qemu-notes A5, A6).
+//! stopped by accident, or running by accident (spec checkpoint 8, spec qemu A5, A6).
 
 use alloc::collections::VecDeque;
 

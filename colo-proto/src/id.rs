@@ -33,7 +33,7 @@ number! {
     Epoch(u64)
 }
 number! {
-    /// Number of an ownership of the VM; grows by one at every grant (spec heartbeat section 6).
+    /// Number of an ownership of the VM; grows by one at every grant (spec ownership 6).
     Generation(u64)
 }
 number! {

@@ -130,7 +130,7 @@ pub enum Input<'a> {
     Fenced(bool),
     /// The local host's health changed.
     Health(Health),
-    /// The guest side's progress counter; hang detection starts with the first one (spec heartbeat
+    /// The guest side's progress counter; hang detection starts with the first one (spec ownership
     /// F4).
     Progress(u32),
     /// An operator wants something. Answered by [`Output::Answer`], always.
@@ -153,7 +153,7 @@ pub enum GuestDone {
     StateChecked(Epoch),
     /// Pages of the epoch are in guest RAM.
     RamCommitted(Epoch),
-    /// The replication hook ended (spec checkpoint section 6).
+    /// The replication hook ended (spec checkpoint 6).
     Replication(ReplicationOp),
     /// Devices hold the state of the epoch.
     StateLoaded(Epoch),
@@ -288,7 +288,7 @@ pub enum GuestOpKind {
     LoadState,
 }
 
-/// Block replication hooks (spec checkpoint section 6, spec failover section 6).
+/// Block replication hooks (spec checkpoint 6, spec qemu 16).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ReplicationOp {
@@ -323,7 +323,7 @@ pub enum Output {
         /// Until when it may leave.
         permit: Permit,
     },
-    /// Comparers and filters are told (spec checkpoint section 6); nothing to answer.
+    /// Comparers and filters are told (spec checkpoint 6); nothing to answer.
     Notify(Notify),
     /// Connect the channel; answered by [`Input::Up`] or [`Input::Down`].
     Dial(Channel),
@@ -470,7 +470,7 @@ pub struct Deadline {
 pub enum TimerKind {
     /// The peer must say hello, or be dialled again.
     Handshake,
-    /// Heartbeats, leases, arbitration (spec heartbeat).
+    /// Heartbeats, leases, arbitration (spec ownership 8).
     Member,
     /// The longest interval between checkpoints is over, or the shortest has passed.
     Epoch,

@@ -2,7 +2,7 @@
 //!
 //! QEMU's wire carries no heartbeat and no lease. There the link and the operator are the only
 //! sources: a secondary is accepted as soon as it is whole, and takes over when it is told
-//! `x-colo-lost-heartbeat`, whatever the primary may be doing (spec failover section 2).
+//! `x-colo-lost-heartbeat`, whatever the primary may be doing (spec qemu 16).
 
 use alloc::collections::VecDeque;
 

@@ -1,4 +1,4 @@
-//! What `query-colo-status` and its kin print, in QEMU's terms (spec failover) and ours.
+//! What `query-colo-status` and its kin print, in QEMU's terms (spec qemu 16) and ours.
 
 use core::time::Duration;
 
@@ -18,7 +18,7 @@ pub enum Mode {
     Standby,
 }
 
-/// Which order a checkpoint ends in (spec checkpoint section 4).
+/// Which order a checkpoint ends in (spec checkpoint 4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub enum ResumePolicy {
     /// The primary runs on as soon as its state is captured; its new output is held.
@@ -72,7 +72,7 @@ pub struct ColoExit {
     pub reason: ExitReason,
 }
 
-/// The failover status machine of spec failover section 1.
+/// The failover status machine of spec qemu 16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub enum FailoverStatus {
     /// No failover.
@@ -111,7 +111,7 @@ pub struct Status {
     pub epoch: Epoch,
     /// Ownership.
     pub generation: Generation,
-    /// State of the ownership protocol (spec heartbeat section 7).
+    /// State of the ownership protocol (spec ownership 7).
     pub member: MemberState,
     /// Longest interval between checkpoints (`x-checkpoint-delay`).
     pub checkpoint_delay: Duration,

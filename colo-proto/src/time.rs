@@ -12,7 +12,7 @@ use core::{
 /// Nanoseconds since an origin that the driver chooses once per process.
 ///
 /// The driver must use a clock that never goes back and counts through suspend
-/// (`CLOCK_BOOTTIME` on Linux, spec heartbeat A2).
+/// (`CLOCK_BOOTTIME` on Linux, spec ownership A2).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Instant(u64);
 

@@ -1,4 +1,4 @@
-//! Every malformed input of spec stream section 12 is refused, with where, what, got and expected.
+//! Every malformed input of spec qemu 12 is refused, with where, what, got and expected.
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 use colo_proto::qemu::{

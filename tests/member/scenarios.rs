@@ -1,4 +1,4 @@
-//! The fault table of spec heartbeat section 9, row by row, with its bounds. Times are virtual,
+//! The fault table of spec ownership 9, row by row, with its bounds. Times are virtual,
 //! in milliseconds; the default settings apply: I = 100, L = 600, T_p = 800, T_s = 1200.
 
 use colo_proto::member::{

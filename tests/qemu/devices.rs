@@ -90,7 +90,7 @@ fn two_processors() {
     protects(&["-smp", "2"]);
 }
 
-/// QEMU's own secondary aborts on this machine (spec qemu-notes B6).
+/// QEMU's own secondary aborts on this machine (spec qemu B6).
 #[test]
 fn the_q35_machine() {
     protects(&["-machine", "q35"]);

@@ -8,6 +8,15 @@ use std::{
 };
 
 const CHAPTERS: [&str; 5] = ["checkpoint", "ownership", "output", "wire", "qemu"];
+/// Names that look like chapters and are none: a reference to them leads nowhere.
+const NONE: [&str; 6] = [
+    "heartbeat",
+    "stream",
+    "failover",
+    "proxy",
+    "ram",
+    "replication",
+];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -70,8 +79,13 @@ fn references(text: &str) -> Vec<(String, Vec<String>)> {
             continue;
         }
         let mut words = flat[at + "spec ".len()..].split(' ');
-        let Some(chapter) = words.next() else { continue };
+        let Some(chapter) = words.next() else {
+            continue;
+        };
         let chapter = chapter.trim_end_matches([',', ')', '.', ';', ':']);
+        if NONE.contains(&chapter) {
+            found.push((chapter.to_owned(), Vec::new()));
+        }
         if !CHAPTERS.contains(&chapter) {
             continue;
         }
@@ -107,7 +121,10 @@ fn every_reference_to_the_specification_names_something_that_is_there() {
         }
         let text = fs::read_to_string(&file).unwrap();
         for (chapter, labels) in references(&text) {
-            let (_, there) = known.iter().find(|(name, _)| *name == chapter).unwrap();
+            let Some((_, there)) = known.iter().find(|(name, _)| *name == chapter) else {
+                wrong.push(format!("{}: spec {chapter}", file.display()));
+                continue;
+            };
             for label in labels {
                 checked += 1;
                 if !there.contains(&label) {
@@ -144,7 +161,10 @@ fn a_reference_is_read_over_line_breaks_and_lists() {
     assert_eq!(
         references(text),
         [
-            ("ownership".into(), vec!["O1".into(), "6".into(), "7.2".into()]),
+            (
+                "ownership".into(),
+                vec!["O1".into(), "6".into(), "7.2".into()]
+            ),
             ("wire".into(), vec!["3".into()])
         ]
     );

@@ -89,7 +89,7 @@ impl World {
             self.violate(format!("nobody answers {:?}", self.asked));
         }
         // A host that lost its memory while the other was of no use leaves nothing to go on with but
-        // the disks, and those boot by an operator's word only (spec heartbeat section 11).
+        // the disks, and those boot by an operator's word only (spec ownership 11).
         let lost = self.counts.faults.contains_key("kill");
         if !lost && !self.until(millis, |world| world.serves(0) || world.serves(1)) {
             self.violate("nobody serves".to_owned());

@@ -62,8 +62,8 @@ impl World {
         self.hosts[i].clock.base += millis * 1_000_000;
     }
 
-    /// The clock of an owner leaps ahead: its lease ends early. A partner's must not (spec heartbeat
-    /// section 4), at any moment: the end of the owner's lease is counted on it. One that stands
+    /// The clock of an owner leaps ahead: its lease ends early. A partner's must not (spec ownership
+    /// 4), at any moment: the end of the owner's lease is counted on it. One that stands
     /// still and goes on late is a `freeze`.
     pub(crate) fn leap_of_an_owner(&mut self, i: usize, millis: u64) {
         if self.role(i) == Some(Role::Primary) {

@@ -16,7 +16,7 @@ use colo_proto::{
 
 use crate::Wake;
 
-/// A register with compare-and-swap (spec heartbeat A1).
+/// A register with compare-and-swap (spec ownership A1).
 pub trait Arbiter: Send {
     /// Called once, before anything else.
     ///

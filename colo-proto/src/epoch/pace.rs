@@ -1,4 +1,4 @@
-//! When a checkpoint is wanted (spec checkpoint section 5), on a monotonic clock.
+//! When a checkpoint is wanted (spec checkpoint 5), on a monotonic clock.
 
 use core::time::Duration;
 

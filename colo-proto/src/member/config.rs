@@ -10,7 +10,7 @@ pub const MAX_PATHS: u8 = 8;
 /// Most heartbeats that may be unacknowledged within one lease.
 const MAX_BEATS_PER_LEASE: u32 = 256;
 
-/// Who says whether a node may own the VM alone (spec heartbeat sections 4 and 12).
+/// Who says whether a node may own the VM alone (spec ownership 4 and 12).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Arbitration {
     /// A register with compare-and-swap on a third party. The only choice that is safe against
@@ -34,7 +34,7 @@ pub enum Arbitration {
     },
 }
 
-/// What to do when the arbiter is silent while the pair is healthy (spec heartbeat section 12).
+/// What to do when the arbiter is silent while the pair is healthy (spec ownership 12).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum WitnessLoss {
     /// Go on in dual mode. The next fault of a node stops service until the arbiter is back.
@@ -46,7 +46,7 @@ pub enum WitnessLoss {
 }
 
 /// Settings of a [`Member`](super::Member). Build with [`MemberConfig::new`], which gives the
-/// defaults of spec heartbeat section 5, then [`MemberConfig::check`].
+/// defaults of spec ownership 5, then [`MemberConfig::check`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct MemberConfig {
     pub(super) vm: VmId,
@@ -220,7 +220,7 @@ impl MemberConfig {
         self.peer
     }
 
-    /// Checks the constraints of spec heartbeat section 5.
+    /// Checks the constraints of spec ownership 5.
     ///
     /// # Errors
     /// The first relation that does not hold.

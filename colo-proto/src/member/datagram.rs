@@ -1,4 +1,4 @@
-//! The heartbeat datagram: 96 bytes, little-endian, authenticated (spec heartbeat section 6).
+//! The heartbeat datagram: 96 bytes, little-endian, authenticated (spec ownership 6).
 //!
 //! ```text
 //!  0 magic  4 version  5 type  6 path  7 flags  8 vm id          24 generation
@@ -102,7 +102,7 @@ pub enum Health {
     Fatal,
 }
 
-/// State of a [`Member`](super::Member), by the numbers of spec heartbeat section 7.
+/// State of a [`Member`](super::Member), by the numbers of spec ownership 7.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub enum MemberState {
     /// 0: just started, or nothing to do.

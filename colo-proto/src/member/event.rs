@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The right to let frames out: valid while `now < until`, checked as close to the wire as
-/// possible (spec heartbeat A3).
+/// possible (spec ownership A3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Permit {
     /// The ownership it stands for.
@@ -134,7 +134,7 @@ pub enum MemberOutput {
     /// Let the vCPUs run.
     ResumeVm,
     /// Owner alone now: refuse the peer's old messages, abort a running checkpoint, and flush held
-    /// output (spec heartbeat section 10).
+    /// output (spec ownership 10).
     DropReplication,
     /// Partner: finish the checkpoint in hand if it is whole, drop it otherwise, then report
     /// [`Local::Settled`].

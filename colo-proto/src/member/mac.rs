@@ -3,7 +3,7 @@
 //! Threat model: hosts of a pair share a secret key; someone on the network can send, repeat and
 //! change datagrams but does not know the key. A forged datagram passes with probability 2⁻¹²⁸.
 //! Repeats pass the code and are harmless by the rules on boot ids, generations and sequence
-//! numbers (spec heartbeat section 6). Contents are not secret and are not encrypted.
+//! numbers (spec ownership 6). Contents are not secret and are not encrypted.
 
 /// The secret of a pair.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]

@@ -1,4 +1,4 @@
-//! Who owns the VM: failure detection and split-brain prevention (spec heartbeat Part II).
+//! Who owns the VM: failure detection and split-brain prevention (spec ownership).
 //!
 //! Liveness is not ownership. A [`Member`] tells by heartbeats whether the other node is there,
 //! but it opens the gate to the world only under a [`Permit`]: a lease that the other node

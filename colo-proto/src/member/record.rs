@@ -172,7 +172,7 @@ pub enum Claim {
     Syncing,
 }
 
-/// A node's persisted record (spec heartbeat section 6). The driver writes it durably and holds
+/// A node's persisted record (spec ownership 6). The driver writes it durably and holds
 /// an exclusive lock on it for as long as the process runs (assumption A5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Record {

@@ -1,4 +1,4 @@
-//! Row 0 and spec heartbeat section 11: what a new process may conclude from its record; and the
+//! Row 0 and spec ownership 11: what a new process may conclude from its record; and the
 //! operator's commands, which are the other way in.
 
 use super::{

@@ -3,7 +3,7 @@
 //! This comparator is the plainest one that is right: the n-th compared frame of one guest since
 //! the checkpoint must equal the n-th of the other, byte for byte. Guests that agree on content
 //! but not on framing diverge under it and are served by checkpoints instead. A comparator of byte
-//! streams (spec proxy) goes into the same place, with the same inputs and outputs.
+//! streams (spec output 6) goes into the same place, with the same inputs and outputs.
 
 use alloc::collections::VecDeque;
 use bytes::Bytes;

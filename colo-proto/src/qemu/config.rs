@@ -1,4 +1,4 @@
-//! The configuration section: which machine sends (spec stream section 4).
+//! The configuration section: which machine sends (spec qemu 4).
 
 use alloc::vec::Vec;
 

@@ -1,5 +1,5 @@
 //! The description of the device sections: just enough JSON to know the size of each
-//! (spec stream section 8).
+//! (spec qemu 8).
 
 use alloc::vec::Vec;
 

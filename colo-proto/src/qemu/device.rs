@@ -1,5 +1,5 @@
 //! Device sections: opaque payloads without a length, and how their ends are found
-//! (spec stream section 13).
+//! (spec qemu 13).
 //!
 //! In the initial migration the description gives every size, and the sizes must tile the bytes
 //! exactly. In a checkpoint there is no description: a section ends at its footer if a known

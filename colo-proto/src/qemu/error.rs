@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::item::SectionId;
 
 /// A stream that is refused. The reader is dead after it: the dialect has no resynchronisation
-/// (spec stream section 1).
+/// (spec qemu 1).
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("byte {offset}, {within}, {field}: {fault}: got {got}, expected {expected}")]
 #[non_exhaustive]
@@ -109,17 +109,17 @@ pub enum Fault {
     Malformed,
 }
 
-/// Something of QEMU's that the dialect refuses by name (spec stream section 9).
+/// Something of QEMU's that the dialect refuses by name (spec qemu 9).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 #[non_exhaustive]
 pub enum Feature {
-    /// Delta-coded pages; loses updates with COLO (spec qemu-notes B1).
+    /// Delta-coded pages; loses updates with COLO (spec qemu B1).
     #[error("xbzrle")]
     Xbzrle,
-    /// Compressed pages; crashes QEMU's secondary (spec qemu-notes B2).
+    /// Compressed pages; crashes QEMU's secondary (spec qemu B2).
     #[error("compress")]
     Compress,
-    /// Pages on channels of their own (spec qemu-notes B3).
+    /// Pages on channels of their own (spec qemu B3).
     #[error("multifd")]
     Multifd,
     /// The obsolete whole-RAM record.
@@ -128,7 +128,7 @@ pub enum Feature {
     /// Records of another transport.
     #[error("rdma")]
     Rdma,
-    /// Messages back before the migration ends (spec qemu-notes B4).
+    /// Messages back before the migration ends (spec qemu B4).
     #[error("return-path")]
     ReturnPath,
     /// The guest runs before its memory is there.

@@ -4,7 +4,7 @@ use alloc::{sync::Arc, vec::Vec};
 
 use super::item::{BlockTable, Name};
 
-/// Bounds that hold before anything is allocated (spec stream section 11).
+/// Bounds that hold before anything is allocated (spec qemu 11).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// All RAM blocks together, bytes. Default 64 GiB.
@@ -34,7 +34,7 @@ impl Default for Limits {
 /// What this side knows about the sender beforehand; what is not set is taken from the stream.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Expectation {
-    /// The machine type, compared whole (spec qemu-notes B14).
+    /// The machine type, compared whole (spec qemu B14).
     pub machine: Option<Name>,
     /// The VM's UUID, compared if the sender sends one.
     pub uuid: Option<[u8; 16]>,
@@ -42,6 +42,6 @@ pub struct Expectation {
     pub blocks: Option<Arc<BlockTable>>,
     /// Names of devices that a checkpoint may lack although the initial stream had them. QEMU
     /// leaves out a device whose state is not needed at the moment; any other absence is refused
-    /// (spec stream section 12, row 20).
+    /// (spec qemu 12, row 20).
     pub optional_devices: Vec<Name>,
 }

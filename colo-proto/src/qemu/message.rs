@@ -1,4 +1,4 @@
-//! The seven COLO messages (spec checkpoint section 2): be32, no length, no header.
+//! The seven COLO messages (spec checkpoint 2): be32, no length, no header.
 
 use super::error::{Fault, Feature, Flaw, Got, StreamError, Within};
 

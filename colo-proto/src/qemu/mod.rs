@@ -13,8 +13,8 @@
 //! * [`Reader`]: incremental decoder of the primary's side, at any split of the input.
 //! * [`Writer`]: every item back to bytes.
 //! * [`Message`]: the seven COLO messages, both ways; [`Replies`] reads the secondary's side.
-//! * [`Devices`]: device sections, opaque, with the boundaries found (spec stream section 13).
-//! * [`Resume`]: a checkpoint as an ordinary migration stream (spec resume).
+//! * [`Devices`]: device sections, opaque, with the boundaries found (spec qemu 13).
+//! * [`Resume`]: a checkpoint as an ordinary migration stream (spec qemu 14).
 //! * [`session`]: both roles towards an unmodified QEMU.
 //! * [`StreamError`]: offset, section, field, got, expected.
 //!
@@ -53,7 +53,7 @@ pub const MAGIC: u32 = 0x5145_564D;
 /// Version of the stream.
 pub const VERSION: u32 = 3;
 
-/// Item types (spec stream section 2).
+/// Item types (spec qemu 2).
 mod kind {
     pub(super) const EOF: u8 = 0x00;
     pub(super) const START: u8 = 0x01;

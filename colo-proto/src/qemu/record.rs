@@ -1,4 +1,4 @@
-//! The head of a RAM record: flags in the low 12 bits, offset above (spec stream section 6).
+//! The head of a RAM record: flags in the low 12 bits, offset above (spec qemu 6).
 
 use super::error::{Fault, Feature, Flaw};
 use crate::id::PAGE_SIZE;

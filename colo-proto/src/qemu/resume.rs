@@ -1,4 +1,4 @@
-//! A held checkpoint as an ordinary migration stream (spec resume).
+//! A held checkpoint as an ordinary migration stream (spec qemu 14).
 //!
 //! ```text
 //! header  configuration  RAM START  PART: every page of every block  END: empty  blob  description

@@ -1,7 +1,7 @@
 //! The secondary's side of a coming epoch: what has arrived, what to commit, what to abandon.
 //!
 //! `C` is what the driver keeps (a full cache or a staging area), `R` the guest's RAM, `L` the
-//! pages that the secondary's own guest or devices wrote. Spec ram sections 2 to 4.
+//! pages that the secondary's own guest or devices wrote. Spec checkpoint 7.
 
 use super::set::PageSet;
 use crate::id::{PageRun, PageRuns, Slot};

@@ -925,7 +925,7 @@ impl Secondary {
                 .answer_waiting(Until::Stopped, Answer::Refused(Refusal::GuestFailed));
         }
         // Half loaded, or a guest that cannot be stopped or asked: no replica any more. It is
-        // never offered for a takeover (spec checkpoint 10.4), and the member abstains.
+        // never offered for a takeover (spec checkpoint C4), and the member abstains.
         self.target = Target::Empty;
         self.base.guest_ops.forget_queued();
         self.lose_peer(

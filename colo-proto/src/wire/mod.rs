@@ -28,7 +28,7 @@
 //!   ... as below, but CHECKPOINT_READY instead of VMSTATE_LOADED
 //! ```
 //!
-//! # A checkpoint (spec checkpoint section 4, `resume: after-capture`)
+//! # A checkpoint (spec checkpoint 4, `resume: after-capture`)
 //!
 //! ```text
 //! primary                                     secondary

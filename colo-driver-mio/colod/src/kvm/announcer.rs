@@ -1,5 +1,5 @@
 //! Says where the VM lives now, several times: a switch or a client that missed the first frame
-//! hears a later one (spec heartbeat section 10).
+//! hears a later one (spec ownership 10).
 //!
 //! Only a host that owns the VM alone announces. It does until its next capture, which is the
 //! first step towards sharing ownership, or until it is told to pause: so no announcement is ever

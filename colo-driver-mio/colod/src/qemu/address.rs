@@ -137,7 +137,7 @@ impl Stream {
 
     /// Acknowledges what has arrived at once. QEMU leaves Nagle's algorithm on: it sends nothing
     /// after a small message until that is acknowledged, and the kernel would take 40 ms for it
-    /// while the primary's guest stands still (spec qemu-notes A9). The option wears off, so it is
+    /// while the primary's guest stands still (spec qemu A9). The option wears off, so it is
     /// set again before each wait.
     pub(super) fn acknowledge_at_once(&self) -> io::Result<()> {
         match self {
@@ -146,7 +146,7 @@ impl Stream {
         }
     }
 
-    /// Small replies leave at once (spec qemu-notes A9), and a peer host that is gone without a
+    /// Small replies leave at once (spec qemu A9), and a peer host that is gone without a
     /// word is noticed within a few seconds.
     fn tuned(self) -> io::Result<Self> {
         match &self {

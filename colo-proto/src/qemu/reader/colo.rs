@@ -1,4 +1,4 @@
-//! The COLO phase: REQUEST, SEND, the live part, SIZE, the blob (spec checkpoint section 4).
+//! The COLO phase: REQUEST, SEND, the live part, SIZE, the blob (spec checkpoint 4).
 
 use alloc::vec::Vec;
 

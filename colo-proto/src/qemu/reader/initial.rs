@@ -1,4 +1,4 @@
-//! Header to description (spec stream sections 2 to 5).
+//! Header to description (spec qemu 2, 3, 4, 5).
 
 use alloc::{sync::Arc, vec::Vec};
 

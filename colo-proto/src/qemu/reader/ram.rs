@@ -1,4 +1,4 @@
-//! Records of a RAM section and the footer that closes it (spec stream section 6).
+//! Records of a RAM section and the footer that closes it (spec qemu 6).
 
 use alloc::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! Finds the end of the initial device sections, which no length announces.
 //!
 //! Every place that looks like the end mark and a description is a candidate. It is the end if the
-//! description reads well and its sizes tile the device sections exactly (spec stream section 13).
+//! description reads well and its sizes tile the device sections exactly (spec qemu 13).
 
 use alloc::vec::Vec;
 

@@ -1,4 +1,4 @@
-//! The block table of the RAM start section (spec stream section 6).
+//! The block table of the RAM start section (spec qemu 6).
 
 use alloc::sync::Arc;
 

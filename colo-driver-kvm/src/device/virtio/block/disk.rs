@@ -125,7 +125,7 @@ impl Disk {
     }
 
     /// Whether any access ever failed. The guest was told at that request; for replication it means that this copy
-    /// can no longer be trusted to equal the other (spec replication, "error").
+    /// can no longer be trusted to equal the other (spec checkpoint 10).
     #[must_use]
     pub fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)
