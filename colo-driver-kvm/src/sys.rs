@@ -193,7 +193,7 @@ impl Ring {
         })
     }
 
-    /// GuestOps every waiting entry, as (slot, page), to `each` and marks it harvested. The same page
+    /// Hands every waiting entry, as (slot, page), to `each` and marks it harvested. The same page
     /// can come several times.
     pub(crate) fn harvest(&mut self, mut each: impl FnMut(u32, u64)) -> u32 {
         let mut count = 0;

@@ -222,7 +222,7 @@ impl Staging {
         }
     }
 
-    /// GuestOps out the frames of a run as stretches: (first page, memory).
+    /// Hands out the frames of a run as stretches: (first page, memory).
     pub(crate) fn spans(
         &self,
         run: PageRun,

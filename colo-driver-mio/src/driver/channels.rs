@@ -139,7 +139,7 @@ impl<M: Machine, G: Guest> Driver<M, G> {
         Ok(())
     }
 
-    /// GuestOps over what has been received whole.
+    /// Hands over what has been received whole.
     fn deliver(&mut self, channel: Channel) -> Result<(), DriverError> {
         while let Some(link) = self.links.get(channel) {
             let token = link.token;

@@ -140,7 +140,7 @@ impl Link {
         self.lane(channel).map_or(0, |l| l.queued)
     }
 
-    /// GuestOps out queued messages, several small ones at once.
+    /// Hands out queued messages, several small ones at once.
     pub(crate) fn poll_queued(&mut self, channel: Channel, budget: usize) -> Option<Transmit> {
         let lane = self
             .lanes

@@ -14,7 +14,7 @@ const WAITING_MOST: usize = 4_096;
 /// Past events that are kept for listeners who ask for them.
 const HISTORY_MOST: usize = 1_024;
 
-/// GuestOps every event to every listener. Never waits for one.
+/// Hands every event to every listener. Never waits for one.
 #[derive(Clone, Debug, Default)]
 pub struct Hub(Arc<Mutex<Shared>>);
 
