@@ -206,7 +206,11 @@ fn a_stranger_without_the_key_is_refused() {
     let primary = stage.start(Host::A, "primary").unwrap();
     // It has read its key by then.
     expect(&primary, "MEMBER", 0);
-    std::fs::write(stage.directory().join("pair.key"), [7; 32]).unwrap();
+    std::fs::write(
+        stage.directory().join("pair.key"),
+        b"0123456789abcdefghijklmnopqrstuv",
+    )
+    .unwrap();
     let _stranger = stage.start(Host::B, "secondary").unwrap();
     let refused = expect(&primary, "CALLER_REFUSED", 0);
     assert!(refused["data"]["why"].is_string(), "{refused}");

@@ -10,7 +10,7 @@
 
 use super::{
     BootId, NodeId, PathId, VmId,
-    mac::{MacKey, same, siphash128},
+    mac::{self, MacKey, same},
 };
 use crate::id::{Epoch, Generation};
 
@@ -18,7 +18,7 @@ use crate::id::{Epoch, Generation};
 pub const DATAGRAM_SIZE: usize = 96;
 
 const MAGIC: u32 = 0x3142_4843;
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const MAC_AT: usize = 80;
 
 /// What a datagram is for.
@@ -247,7 +247,7 @@ impl Datagram {
         let Ok(b) = <&[u8; DATAGRAM_SIZE]>::try_from(bytes) else {
             return Err(DatagramError::Length { got: bytes.len() });
         };
-        if !same(&code(key, sender, b), &b[MAC_AT..]) {
+        if !same(&code(key, sender, b), &array(b, MAC_AT)) {
             return Err(DatagramError::Code);
         }
         let magic = u32::from_le_bytes(array(b, 0));
@@ -291,7 +291,7 @@ fn code(key: MacKey, sender: NodeId, bytes: &[u8; DATAGRAM_SIZE]) -> [u8; 16] {
     let mut text = [0; MAC_AT + 8];
     text[..MAC_AT].copy_from_slice(&bytes[..MAC_AT]);
     text[MAC_AT..].copy_from_slice(&sender.0.to_le_bytes());
-    siphash128(key, &text)
+    mac::code(key, &text)
 }
 
 /// `N` bytes at `at`; every caller's `at` is a constant of the layout, inside the 96 bytes.

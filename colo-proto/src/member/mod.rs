@@ -49,7 +49,7 @@ pub use datagram::{
 };
 pub use event::{Command, Critical, Local, MemberEvent, MemberOutput, Permit};
 pub use mac::MacKey;
-pub(crate) use mac::{same, siphash128};
+pub(crate) use mac::{code, same};
 pub use machine::{Member, MemberCounters};
 #[cfg(feature = "mutations")]
 pub use mutation::Mutation;

@@ -361,15 +361,9 @@ fn mode_of(code: u64) -> Result<Option<Mode>, RecordError> {
     }
 }
 
-/// The checksum is the hash that the heartbeats use, under the key zero: it finds damage, it does
-/// not authenticate.
-fn checksum(bytes: &[u8]) -> u64 {
-    Reader(&mac::siphash128(mac::MacKey::default(), bytes)).u64()
-}
-
 fn seal(out: &mut [u8]) {
     let (body, tail) = out.split_at_mut(out.len().saturating_sub(8));
-    Writer(tail).u64(checksum(body));
+    Writer(tail).u64(mac::checksum(body));
 }
 
 fn open(bytes: &[u8], expected: usize, magic: u32) -> Result<Reader<'_>, RecordError> {
@@ -388,7 +382,7 @@ fn open(bytes: &[u8], expected: usize, magic: u32) -> Result<Reader<'_>, RecordE
         });
     }
     let (body, tail) = bytes.split_at(expected - 8);
-    let (got, expected) = (Reader(tail).u64(), checksum(body));
+    let (got, expected) = (Reader(tail).u64(), mac::checksum(body));
     if got != expected {
         return Err(RecordError::Checksum { got, expected });
     }

@@ -20,11 +20,11 @@
 
 use crate::{
     id::Channel,
-    member::{BootId, MacKey, VmId, same, siphash128},
+    member::{BootId, MacKey, VmId, code as mac, same},
 };
 
 /// Version of the native protocol. Both ends must speak the same.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Bytes of a challenge.
 pub const CHALLENGE_LEN: usize = 32;
@@ -335,7 +335,7 @@ fn join_code(
         .put(b"colojoin")
         .put(challenge)
         .put(&join[..JOIN_LEN - CODE_LEN]);
-    siphash128(key, &text)
+    mac(key, &text)
 }
 
 fn answer_code(
@@ -350,7 +350,7 @@ fn answer_code(
         .put(challenge)
         .put(join)
         .put(&answer[..ANSWER_LEN - CODE_LEN]);
-    siphash128(key, &text)
+    mac(key, &text)
 }
 
 /// Puts fields one after the other into a buffer made for them.

@@ -314,18 +314,9 @@ fn processor(vm: &Vm) -> Vec<ShapeItem> {
     leaves.chunks_exact(24).map(leaf).collect()
 }
 
-/// The key file folded to the key's size: nothing of its randomness is left out.
 fn key(pair: &Pair) -> Result<MacKey, Failure> {
     let path = pair.key_file.as_ref().ok_or("pair.key_file is missing")?;
-    let bytes =
-        fs::read(path).map_err(|error| format!("pair.key_file {}: {error}", path.display()))?;
-    let mut key = [0; 16];
-    for chunk in bytes.chunks(key.len()) {
-        key.iter_mut()
-            .zip(chunk)
-            .for_each(|(key, byte)| *key ^= byte);
-    }
-    Ok(MacKey(key))
+    Ok(config::read_key(path).map_err(|why| format!("pair.key_file {why}"))?)
 }
 
 fn random() -> Result<[u64; 2], Failure> {

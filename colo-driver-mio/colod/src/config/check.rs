@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{
     ArbiterKind, Backend, Config, Console, Endpoint, Pair, Span,
+    key::read_key,
     load::ConfigError,
     places::{readable, readable_or_disk},
     schema::{Log, Member, Protection},
@@ -19,8 +20,6 @@ const LANES_MOST: u8 = 8;
 const PATHS_MOST: usize = 8;
 /// Longest interface name of Linux.
 const TAP_NAME_MOST: usize = 15;
-const KEY_LEAST: u64 = 32;
-const KEY_MOST: u64 = 4096;
 
 /// What a configuration is wanted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -224,17 +223,7 @@ impl Pair {
                 "is missing: make one with `head -c 32 /dev/urandom > colo.key` and copy it to the other host",
             );
         };
-        readable("pair.key_file", key_file)?;
-        let size = std::fs::metadata(key_file).map_or(0, |meta| meta.len());
-        if !(KEY_LEAST..=KEY_MOST).contains(&size) {
-            return wrong(
-                "pair.key_file",
-                format!(
-                    "{} has {size} bytes, expected {KEY_LEAST} to {KEY_MOST}",
-                    key_file.display()
-                ),
-            );
-        }
+        read_key(key_file).or_else(|why| wrong("pair.key_file", why))?;
         Ok(())
     }
 }
@@ -386,7 +375,7 @@ path = "arbiter"
     fn check(purpose: Purpose, change: impl FnOnce(String) -> String) -> Result<(), String> {
         let dir = tempfile::tempdir().unwrap();
         let key = dir.path().join("key");
-        std::fs::write(&key, [7; 32]).unwrap();
+        std::fs::write(&key, b"0123456789abcdefghijklmnopqrstuv").unwrap();
         let text = change(GOOD.replace("KEY", key.to_str().unwrap()));
         Config::parse(&text, "vm.toml")
             .and_then(|config| config.check(purpose, "vm.toml"))

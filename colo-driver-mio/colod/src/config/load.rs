@@ -225,12 +225,12 @@ mod tests {
 
     #[test]
     fn the_example_is_good_and_every_key_is_documented() {
-        let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+        let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
         let text = fs::read_to_string(docs.join("examples/vm.toml")).unwrap();
         let mut config = Config::parse(&text, "vm.toml").unwrap();
         let dir = tempfile::tempdir().unwrap();
         let key = dir.path().join("key");
-        fs::write(&key, [1; 32]).unwrap();
+        fs::write(&key, b"0123456789abcdefghijklmnopqrstuv").unwrap();
         config.vm.kernel = "builtin:server".into();
         config.pair.as_mut().unwrap().key_file = Some(key);
         config.serial.path = Some(dir.path().join("serial.log"));

@@ -267,7 +267,7 @@ file = "DIR/log"
     fn place() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         let key = dir.path().join("key");
-        fs::write(&key, [7; 32]).unwrap();
+        fs::write(&key, b"0123456789abcdefghijklmnopqrstuv").unwrap();
         fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
         fs::write(dir.path().join("file"), b"").unwrap();
         fs::create_dir(dir.path().join("state")).unwrap();
