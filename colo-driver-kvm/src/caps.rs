@@ -6,6 +6,8 @@ use kvm_bindings as kb;
 use kvm_ioctls::{Kvm, VmFd};
 use libc::c_ulong;
 
+use crate::capture::KvmLog;
+
 /// Why this host cannot run a guest.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -161,17 +163,7 @@ fn check(has: impl Fn(u32) -> i32) -> Result<(), HostError> {
 /// Turns on manual protection of the dirty bitmap, with every page dirty at the start of logging
 /// so that switching it on write-protects nothing.
 pub(crate) fn enable_manual_protect(vm: &VmFd) -> Result<(), HostError> {
-    let cap = kb::kvm_enable_cap {
-        cap: kb::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
-        args: [
-            u64::from(kb::KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | kb::KVM_DIRTY_LOG_INITIALLY_SET),
-            0,
-            0,
-            0,
-        ],
-        ..Default::default()
-    };
-    vm.enable_cap(&cap).map_err(|_| HostError::Missing {
+    KvmLog::enable(vm).map_err(|_| HostError::Missing {
         name: "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2",
         why: "to protect pages again in small steps while the guest runs",
         since: "5.7",

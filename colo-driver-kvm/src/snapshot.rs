@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use colo_proto::id::{PageRun, Slot};
 use colo_proto::ram::PageSet;
 
-use crate::memory::iov::{self, for_each_run};
+use crate::capture::{Span, for_each_run};
 use crate::memory::{Memory, MemoryError, PAGE_SIZE};
 use crate::state::{ApplyError, StateError};
 use crate::vm::{LoadStateError, Vm, VmError};
@@ -169,7 +169,7 @@ impl Vm {
         }
         while let Some(run) = file.extent(&mut buffer)? {
             let slot = self.memory.slot_of(&run)?;
-            slot.write(run.first, iov::Span::of(&mut buffer))?;
+            slot.write(run.first, Span::of(&mut buffer))?;
             written.insert(run);
         }
         zero_disks(&self.memory, &written)?;
@@ -243,7 +243,7 @@ fn write_all(
             let bytes = buffer
                 .get_mut(..count as usize * PAGE_SIZE)
                 .unwrap_or_default();
-            slot.read(first, iov::Span::of(bytes))?;
+            slot.read(first, Span::of(bytes))?;
             let mut used = [0u64; MOST_PAGES as usize / 64];
             for (n, page) in bytes.chunks(PAGE_SIZE).enumerate() {
                 if let (false, Some(word)) = (is_zero(page), used.get_mut(n / 64)) {
@@ -296,10 +296,10 @@ fn zero_disks(memory: &Memory, written: &PageSet) -> Result<(), MemoryError> {
             if word.is_some_and(|w| w >> (first % 64) & 1 == 1) {
                 continue;
             }
-            slot.read(first, iov::Span::of(&mut page))?;
+            slot.read(first, Span::of(&mut page))?;
             if !is_zero(&page) {
                 page.fill(0);
-                slot.write(first, iov::Span::of(&mut page))?;
+                slot.write(first, Span::of(&mut page))?;
             }
         }
     }

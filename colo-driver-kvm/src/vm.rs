@@ -142,7 +142,6 @@ pub struct Vm {
     pub(crate) registry: Registry,
     pub(crate) dirty: Dirty,
     pub(crate) memory: Memory,
-    pub(crate) scratch: PageSet,
     vm: VmFd,
     ports: Arc<Bus>,
     mmio: Arc<Bus>,
@@ -228,7 +227,6 @@ impl Vm {
         };
         Ok(Self {
             registry: Registry::new(shape, msrs),
-            scratch: PageSet::new(&memory.shape()),
             vcpus,
             dirty,
             memory,
@@ -351,7 +349,6 @@ impl Vm {
         self.memory = self.memory.with_store(slot, store)?;
         self.registry.add_slot(slot, pages);
         self.dirty.reshape(&self.memory);
-        self.scratch = PageSet::new(&self.memory.shape());
         if self.dirty.tracking() {
             self.dirty.set_tracking(true);
         }

@@ -8,27 +8,23 @@
 //! |---|---|
 //! | `layout.rs` | the x86 map: RAM around the hole, device windows |
 //! | `regions.rs` | [`Memory`]: the slot table, RAM and disks alike |
-//! | `iov.rs` | raw stretches, copies, I/O vectors |
-//! | `staging.rs` | [`Staging`]: the pages of one epoch |
 
-pub(crate) mod iov;
 pub mod layout;
 mod regions;
-mod staging;
 
 use vm_memory::GuestMemoryMmap;
 
-use crate::dirty::OwnLog;
+use crate::capture::OwnLog;
+pub use crate::capture::{MemoryError, Staging, StagingError};
 
 pub use layout::{Layout, LayoutError};
 pub(crate) use regions::Backing;
-pub use regions::{Memory, MemoryError, PageStore};
-pub use staging::{Staging, StagingError};
+pub use regions::{Memory, PageStore};
 
 /// log2 of the page size everything here counts in.
-pub const PAGE_SHIFT: usize = 12;
+pub const PAGE_SHIFT: usize = crate::capture::PAGE_SHIFT;
 /// The page size everything here counts in.
-pub const PAGE_SIZE: usize = 1 << PAGE_SHIFT;
+pub const PAGE_SIZE: usize = crate::capture::PAGE_SIZE;
 
 /// Guest RAM as devices see it. Every write through it is logged in the region's [`OwnLog`].
 pub type GuestRam = GuestMemoryMmap<OwnLog>;

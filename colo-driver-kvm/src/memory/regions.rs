@@ -6,16 +6,16 @@
 
 use std::fmt;
 use std::io;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
-use colo_proto::id::{PageRun, Slot};
+use colo_proto::id::{PageRun, PageRuns, Slot};
 use vm_memory::{GuestAddress, GuestMemoryBackend, MmapRegion};
 
-use super::iov::Span;
 use super::layout::{FIRST_STORE, Layout};
 use super::{GuestRam, PAGE_SIZE};
+use crate::capture::{self, MemoryError, OwnLog, Pages, Span};
 use crate::device::virtio::Disk;
-use crate::dirty::OwnLog;
 
 /// Pages that live in a file: a disk seen as a slot.
 ///
@@ -66,58 +66,6 @@ impl PageStore for Disk {
     fn map(&self) -> Option<&MmapRegion<OwnLog>> {
         Self::map(self)
     }
-}
-
-/// Why memory could not be made or addressed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum MemoryError {
-    /// The host has no room.
-    #[error(
-        "cannot map {bytes:#x} bytes of guest memory: {source}; give the guest less memory or the host more"
-    )]
-    Map {
-        /// Bytes asked for.
-        bytes: u64,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// A run that does not lie in a slot.
-    #[error("pages {first:#x}+{pages:#x} do not lie within slot {slot}, which has {have:#x} pages")]
-    OutOfSlot {
-        /// The slot.
-        slot: Slot,
-        /// First page.
-        first: u64,
-        /// How many.
-        pages: u32,
-        /// Pages of the slot, 0 if there is no such slot.
-        have: u64,
-    },
-    /// A slot number that is taken or kept for RAM.
-    #[error("slot {slot} is taken: number disks from {FIRST_STORE} on, each once")]
-    SlotTaken {
-        /// The slot.
-        slot: Slot,
-    },
-    /// A disk's pages cannot be pointed at: it is read-only, or its image ends within a page.
-    #[error(
-        "slot {slot} is a disk that cannot be mapped: give it write access and a size that is a multiple of 4096"
-    )]
-    NotMemory {
-        /// The slot.
-        slot: Slot,
-    },
-    /// A disk's file refused.
-    #[error("slot {slot}, pages from {first:#x}: {source}")]
-    Store {
-        /// The slot.
-        slot: Slot,
-        /// First page.
-        first: u64,
-        /// What the file said.
-        source: io::Error,
-    },
 }
 
 #[derive(Clone)]
@@ -178,7 +126,10 @@ impl Memory {
         store: Arc<dyn PageStore>,
     ) -> Result<Self, MemoryError> {
         if slot.0 < FIRST_STORE || self.slots.iter().any(|s| s.slot == slot) {
-            return Err(MemoryError::SlotTaken { slot });
+            return Err(MemoryError::SlotTaken {
+                slot,
+                from: FIRST_STORE,
+            });
         }
         let mut slots = self.slots.clone();
         slots.push(SlotEntry {
@@ -223,6 +174,49 @@ impl Memory {
     }
 }
 
+impl Memory {
+    /// [`capture::iovecs`] of this memory; a disk is pointed at where its image is mapped.
+    ///
+    /// # Errors
+    ///
+    /// A run outside its slot, or of a disk that is not mapped; `out` is as it was.
+    pub fn iovecs(&self, runs: &PageRuns, out: &mut Vec<libc::iovec>) -> Result<(), MemoryError> {
+        capture::iovecs(self, runs, out)
+    }
+
+    fn entry(&self, slot: Slot) -> Result<&SlotEntry, MemoryError> {
+        let found = self.slots.iter().find(|s| s.slot == slot);
+        found.ok_or(MemoryError::OutOfSlot {
+            slot,
+            first: 0,
+            pages: 0,
+            have: 0,
+        })
+    }
+}
+
+impl Pages for Memory {
+    fn shape(&self) -> Vec<(Slot, u64)> {
+        Self::shape(self)
+    }
+
+    fn span(&self, run: &PageRun) -> Result<Span<'_>, MemoryError> {
+        self.slot_of(run)?.span(run.first, run.pages.get())
+    }
+
+    fn within(&self, run: &PageRun) -> Result<(), MemoryError> {
+        self.slot_of(run).map(drop)
+    }
+
+    fn read(&self, slot: Slot, first: u64, to: Span<'_>) -> Result<(), MemoryError> {
+        self.entry(slot)?.read(first, to)
+    }
+
+    fn write(&self, slot: Slot, first: u64, from: Span<'_>) -> Result<(), MemoryError> {
+        self.entry(slot)?.write(first, from)
+    }
+}
+
 impl fmt::Debug for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.shape()).finish()
@@ -242,7 +236,7 @@ impl SlotEntry {
             .ok()
             .and_then(|p| p.checked_mul(PAGE_SIZE));
         offset
-            .and_then(|offset| Span::within(map, offset, pages as usize * PAGE_SIZE))
+            .and_then(|offset| within(map, offset, pages as usize * PAGE_SIZE))
             .ok_or(MemoryError::OutOfSlot {
                 slot: self.slot,
                 first,
@@ -289,9 +283,9 @@ impl SlotEntry {
     /// Makes all of RAM zero; a disk is left alone.
     pub(crate) fn discard(&self) {
         if let Backing::Ram { map, .. } = &self.backing
-            && let Some(all) = Span::within(map, 0, map.size())
+            && let Some(all) = within(map, 0, map.size())
         {
-            all.discard();
+            discard(all);
         }
     }
 
@@ -308,4 +302,22 @@ impl SlotEntry {
     }
 }
 
-const _: () = assert!(PAGE_SIZE as u64 == colo_proto::id::PAGE_SIZE);
+/// A part of a mapping, if it has one there.
+fn within(map: &MmapRegion<OwnLog>, offset: usize, len: usize) -> Option<Span<'_>> {
+    if offset.checked_add(len)? > map.size() {
+        return None;
+    }
+    let at = NonNull::new(map.as_ptr().wrapping_add(offset))?;
+    // SAFETY: checked to lie within the mapping, which the borrow keeps alive; guest RAM and disk
+    // images are touched through raw pointers only.
+    Some(unsafe { Span::new(at, len) })
+}
+
+/// Makes the memory zero and gives it back to the host.
+fn discard(all: Span<'_>) {
+    let (at, len) = (all.start().as_ptr(), all.bytes_len());
+    // SAFETY: mapped privately and anonymously (guest RAM), so that what is gone reads as zero; KVM
+    // follows by itself.
+    let code = unsafe { libc::madvise(at.cast(), len, libc::MADV_DONTNEED) };
+    debug_assert_eq!(code, 0);
+}

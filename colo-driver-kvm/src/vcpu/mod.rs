@@ -35,8 +35,8 @@ use std::time::Duration;
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::capture::Rings;
 use crate::device::Bus;
-use crate::dirty::Rings;
 use crate::sys::{self, RunPage};
 pub use state::VcpuStateError;
 use thread::{Command, Rendezvous, VcpuThread};

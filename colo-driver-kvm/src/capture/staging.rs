@@ -17,8 +17,7 @@ use std::ptr::NonNull;
 use colo_proto::id::{PageRun, PageRuns, Slot};
 
 use super::PAGE_SIZE;
-use super::iov::{self, Span};
-use super::regions::MemoryError;
+use super::pages::{self, MemoryError, Pages, Span};
 
 /// Frames made resident ahead of their use, so that none is faulted in during a stop.
 const AHEAD: usize = 512;
@@ -69,7 +68,7 @@ impl Staging {
     /// No address space.
     pub fn new(shape: &[(Slot, u64)], limit: u32) -> Result<Self, MemoryError> {
         let limit = limit.clamp(1, u32::MAX - 1);
-        let bytes = iov::bytes(limit);
+        let bytes = pages::bytes(limit);
         let pool = Pool::new(bytes).map_err(|source| MemoryError::Map {
             bytes: bytes as u64,
             source,
@@ -117,7 +116,7 @@ impl Staging {
 
     /// Gives memory back to the host beyond what `pages` pages need, after an unusually large epoch.
     pub fn shrink(&mut self, pages: u32) {
-        let keep = iov::bytes(pages.max(self.pages()));
+        let keep = pages::bytes(pages.max(self.pages()));
         self.pool.release(keep);
         self.ready = self.ready.min(keep);
     }
@@ -171,6 +170,16 @@ impl Staging {
             }
         }
         Ok(())
+    }
+
+    /// Copies a run aside.
+    ///
+    /// # Errors
+    ///
+    /// Over the bound, a run outside its slot, or a disk's file refused.
+    pub fn stage(&mut self, pages: &impl Pages, run: PageRun) -> Result<(), StagingError> {
+        pages.within(&run)?;
+        self.claim(run, |first, span| Ok(pages.read(run.slot, first, span)?))
     }
 
     /// Finds or makes the frames of a run and hands them out as stretches: (first page, memory).
@@ -328,8 +337,8 @@ impl Pool {
     }
 
     fn frames(&self, first: u32, count: u32) -> Span<'_> {
-        let offset = iov::bytes(first).min(self.len);
-        let len = iov::bytes(count).min(self.len - offset);
+        let offset = pages::bytes(first).min(self.len);
+        let len = pages::bytes(count).min(self.len - offset);
         // SAFETY: `offset` is within the mapping.
         let at = unsafe { self.at.add(offset) };
         // SAFETY: within the mapping, which lives as long as the borrow of `self`.

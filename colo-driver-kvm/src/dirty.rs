@@ -1,4 +1,4 @@
-//! Which pages changed: KVM's log joined with our own writes, in one place.
+//! Which pages of our machine changed: KVM's log joined with our own writes, in one place.
 //!
 //! ```text
 //!   guest's processors ──▶ KVM: bitmap (manual protect and clear) or ring ─┐
@@ -9,21 +9,15 @@
 //!
 //! A page is taken from the log *before* it is read: a write that comes between marks it again.
 
-mod bitmap;
-mod own;
-mod ring;
-
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use colo_proto::id::Slot;
 use colo_proto::ram::PageSet;
 
-pub use own::OwnLog;
-
+pub use crate::capture::OwnLog;
+use crate::capture::{KvmLog, Rings};
 use crate::memory::{Backing, Memory};
-pub(crate) use ring::Rings;
 
 /// How KVM logs the guest's writes. What each costs is in `docs/memory-path.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -38,14 +32,13 @@ pub enum DirtyMode {
 
 #[derive(Debug)]
 enum Log {
-    Bitmap,
+    Bitmap(KvmLog),
     Ring(Arc<Rings>),
 }
 
 /// The joined dirty log of one VM.
 #[derive(Debug)]
 pub(crate) struct Dirty {
-    vm: OwnedFd,
     log: Log,
     /// Pages that must be delivered though no log has them any more.
     owed: PageSet,
@@ -62,17 +55,17 @@ impl Dirty {
         memory: &Memory,
         vcpus: impl Iterator<Item = &'a (impl AsRawFd + 'a)>,
     ) -> io::Result<Self> {
+        let ram: Vec<_> = memory
+            .slots()
+            .iter()
+            .filter(|entry| !entry.is_store())
+            .map(|entry| (entry.slot, entry.pages))
+            .collect();
         let log = match mode {
-            DirtyMode::Bitmap => Log::Bitmap,
-            DirtyMode::Ring(entries) => Log::Ring(Arc::new(Rings::new(
-                duplicate(vm)?,
-                memory,
-                vcpus,
-                entries,
-            )?)),
+            DirtyMode::Bitmap => Log::Bitmap(KvmLog::new(vm, &ram)?),
+            DirtyMode::Ring(entries) => Log::Ring(Arc::new(Rings::new(vm, &ram, vcpus, entries)?)),
         };
         let mut dirty = Self {
-            vm: duplicate(vm)?,
             log,
             owed: PageSet::default(),
             scratch: Vec::new(),
@@ -93,7 +86,7 @@ impl Dirty {
     /// The rings, for vCPUs that find theirs full.
     pub(crate) fn rings(&self) -> Option<Arc<Rings>> {
         match &self.log {
-            Log::Bitmap => None,
+            Log::Bitmap(_) => None,
             Log::Ring(rings) => Some(rings.clone()),
         }
     }
@@ -124,8 +117,14 @@ impl Dirty {
             into.union(&self.owed);
             self.owed.clear();
         }
-        if let Log::Ring(rings) = &self.log {
-            rings.collect(into)?;
+        match &mut self.log {
+            Log::Bitmap(log) => log.collect(into, |slot, words| {
+                let entry = memory.slots().iter().find(|entry| entry.slot == slot);
+                if let Some(Backing::Ram { map, .. }) = entry.map(|entry| &entry.backing) {
+                    map.bitmap().take(words);
+                }
+            })?,
+            Log::Ring(rings) => rings.collect(into)?,
         }
         for entry in memory.slots() {
             let len = usize::try_from(entry.pages.div_ceil(64)).unwrap_or(0);
@@ -133,12 +132,10 @@ impl Dirty {
                 continue;
             };
             match (&entry.backing, &self.log) {
-                (Backing::Ram { map, .. }, Log::Bitmap) => {
-                    bitmap::collect(self.vm.as_fd(), entry.slot, entry.pages, words)?;
-                    map.bitmap().take(words);
-                }
-                (Backing::Ram { map, .. }, Log::Ring(_)) => {
+                (Backing::Ram { .. }, Log::Bitmap(_)) => continue,
+                (Backing::Ram { map, .. }, Log::Ring(rings)) => {
                     words.fill(0);
+                    rings.relieved(entry.slot, words);
                     map.bitmap().take(words);
                 }
                 (Backing::Store(store), _) => {
@@ -150,15 +147,4 @@ impl Dirty {
         }
         Ok(())
     }
-}
-
-/// A VM descriptor of our own, so that the log can be read without borrowing the VM.
-fn duplicate(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
-    // SAFETY: the descriptor is open for as long as `fd` is borrowed.
-    let fd = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
-    fd.try_clone_to_owned()
-}
-
-fn kvm_slot(slot: Slot) -> u32 {
-    u32::from(slot.0)
 }

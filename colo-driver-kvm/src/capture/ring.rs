@@ -1,8 +1,8 @@
 //! KVM's dirty rings: one a vCPU, each a stream of hints into a set.
 //!
 //! Two kinds of thread empty a ring: the owner of the VM when it collects, and the vCPU itself when
-//! its ring is full, since the owner may be busy for long. What a vCPU takes out goes into the
-//! slot's [`OwnLog`], where the next collect finds it. It is marked *after* the
+//! its ring is full, since the owner may be busy for long. What a vCPU takes out goes into an
+//! [`OwnLog`] of the slot, where the next collect finds it. It is marked *after* the
 //! reset has protected the pages again: a mark seen before would let the owner copy a page that
 //! another vCPU can still write unseen.
 //!
@@ -13,23 +13,22 @@
 use std::io;
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use colo_proto::id::{PageRun, Slot};
 use colo_proto::ram::PageSet;
-use vm_memory::MmapRegion;
-use vm_memory::bitmap::Bitmap;
 
-use super::OwnLog;
-use crate::memory::{Backing, Memory, PAGE_SIZE};
-use crate::sys::{self, Ring};
+use super::log::duplicate;
+use super::sys::{self, Ring};
+use super::{OwnLog, PAGE_SIZE};
 
 /// All rings of a VM.
 #[derive(Debug)]
-pub(crate) struct Rings {
+pub struct Rings {
     vm: OwnedFd,
     rings: Vec<Mutex<Taken>>,
-    maps: Vec<(Slot, Arc<MmapRegion<OwnLog>>)>,
+    /// What vCPUs took out of full rings.
+    relieved: Vec<(Slot, OwnLog)>,
 }
 
 #[derive(Debug)]
@@ -42,9 +41,14 @@ struct Taken {
 }
 
 impl Rings {
-    pub(super) fn new<'a>(
-        vm: OwnedFd,
-        memory: &Memory,
+    /// The rings of the VM with this descriptor, of `entries` entries each as they were enabled
+    /// with, over slots of these sizes in pages.
+    ///
+    /// # Errors
+    /// Rings are not enabled, or no descriptor is left.
+    pub fn new<'a>(
+        vm: &impl AsRawFd,
+        slots: &[(Slot, u64)],
         vcpus: impl Iterator<Item = &'a (impl AsRawFd + 'a)>,
         entries: u32,
     ) -> io::Result<Self> {
@@ -57,20 +61,24 @@ impl Rings {
                 }))
             })
             .collect::<io::Result<_>>()?;
-        let maps = memory
-            .slots()
+        let relieved = slots
             .iter()
-            .filter_map(|entry| match &entry.backing {
-                Backing::Ram { map, .. } => Some((entry.slot, map.clone())),
-                Backing::Store(_) => None,
-            })
+            .map(|&(slot, pages)| (slot, OwnLog::with_pages(pages)))
             .collect();
-        Ok(Self { vm, rings, maps })
+        Ok(Self {
+            vm: duplicate(vm)?,
+            rings,
+            relieved,
+        })
     }
 
     /// Moves what the rings hold into `into` and protects it again. The reset comes before anyone
-    /// reads the pages, so it is right with the guest running too.
-    pub(super) fn collect(&self, into: &mut PageSet) -> io::Result<()> {
+    /// reads the pages, so it is right with the guest running too. Then take
+    /// [`relieved`](Self::relieved).
+    ///
+    /// # Errors
+    /// KVM refused, or a ring ran over: dirty pages were lost.
+    pub fn collect(&self, into: &mut PageSet) -> io::Result<()> {
         let mut count = 0;
         for taken in &self.rings {
             let mut taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
@@ -92,8 +100,18 @@ impl Rings {
         Ok(())
     }
 
-    /// Called by a vCPU whose ring is full.
-    pub(crate) fn relieve(&self, vcpu: usize) -> io::Result<()> {
+    /// What vCPUs took out of the slot's full rings, into `words` (OR).
+    pub fn relieved(&self, slot: Slot, words: &mut [u64]) {
+        if let Some((_, log)) = self.relieved.iter().find(|(s, _)| *s == slot) {
+            log.take(words);
+        }
+    }
+
+    /// Called by a vCPU whose ring is full (`KVM_EXIT_DIRTY_RING_FULL`).
+    ///
+    /// # Errors
+    /// As [`collect`](Self::collect).
+    pub fn relieve(&self, vcpu: usize) -> io::Result<()> {
         let Some(taken) = self.rings.get(vcpu) else {
             return Ok(());
         };
@@ -110,12 +128,12 @@ impl Rings {
         }
         sys::reset_dirty_rings(self.vm.as_fd())?;
         for (slot, page) in pages.drain(..) {
-            let map = self.maps.iter().find(|(s, _)| *s == slot);
+            let log = self.relieved.iter().find(|(s, _)| *s == slot);
             let offset = usize::try_from(page)
                 .ok()
                 .and_then(|p| p.checked_mul(PAGE_SIZE));
-            if let (Some((_, map)), Some(offset)) = (map, offset) {
-                map.bitmap().mark_dirty(offset, PAGE_SIZE);
+            if let (Some((_, log)), Some(offset)) = (log, offset) {
+                log.mark(offset, PAGE_SIZE);
             }
         }
         Ok(())
