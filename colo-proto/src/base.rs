@@ -2,13 +2,12 @@
 //! VM from one role to the next.
 
 use alloc::{collections::VecDeque, string::String, vec::Vec};
-use bytes::Bytes;
 
 use crate::{
     command::{Answer, CommandId, Refusal},
     config::Config,
     error::{Misuse, PeerFault},
-    event::{Event, PeerLost, Queue},
+    event::{Event, PeerLost},
     failover::Failover,
     guest_ops::GuestOps,
     id::{Channel, Epoch, Generation, PAGE_SIZE, Role, Slot},
@@ -18,8 +17,8 @@ use crate::{
     },
     member::{
         BootId, Command as MemberCommand, Health, Local, MemberEvent, MemberOutput, MemberState,
+        Permit,
     },
-    output::Gate,
     ownership::Ownership,
     pairing::link::Link,
     stats::Stats,
@@ -38,7 +37,6 @@ pub(crate) struct Base {
     pub(crate) link: Link,
     pub(crate) guest_ops: GuestOps,
     pub(crate) member: Ownership,
-    pub(crate) gate: Gate,
     pub(crate) failover: Failover,
     /// Newest epoch captured (primary) or loaded (secondary).
     pub(crate) epoch: Epoch,
@@ -46,7 +44,6 @@ pub(crate) struct Base {
     pub(crate) pairing: Generation,
     /// The peer's process, from its hello.
     pub(crate) peer: Option<BootId>,
-    pub(crate) mode: Mode,
     pub(crate) wanted_mode: Mode,
     /// An operator's `stop`.
     pub(crate) stopped: bool,
@@ -106,12 +103,10 @@ impl Base {
             link: Link::new(&config),
             guest_ops: GuestOps::new(false),
             member: member.into(),
-            gate: Gate::new(config.hold_bytes),
             failover: Failover::default(),
             epoch: Epoch(0),
             pairing: Generation(0),
             peer: None,
-            mode: config.mode,
             wanted_mode: config.mode,
             stopped: false,
             broken: false,
@@ -257,33 +252,22 @@ impl Base {
         }
     }
 
-    /// The next output: decisions first, then the guest's run state, then released frames.
+    /// The next output: decisions first, then the guest's run state. Frames come after it.
     pub(crate) fn poll_output(&mut self, should_run: bool) -> Option<Output> {
         if let Some(output) = self.out.pop_front() {
             return Some(output);
         }
-        if let Some(op) = self.guest_ops.poll(should_run) {
-            return Some(Output::Guest(op));
-        }
-        let permit = self.member.permit(self.now);
-        let output = self.gate.poll(permit)?;
-        self.stats.released += 1;
-        Some(output)
+        self.guest_ops.poll(should_run).map(Output::Guest)
+    }
+
+    /// Until when frames may leave, if they may.
+    pub(crate) fn permit(&self) -> Option<Permit> {
+        self.member.permit(self.now)
     }
 
     /// Whether everything was drained: the contract of [`Machine`](crate::machine::Machine).
     pub(crate) fn drained(&self) -> bool {
         self.out.is_empty()
-    }
-
-    // ---- frames -------------------------------------------------------------------------------
-
-    /// Lets a released frame out as soon as there is a permit.
-    pub(crate) fn release(&mut self, frame: Bytes) {
-        if !self.gate.push(frame) {
-            self.stats.dropped += 1;
-            self.event(Event::QueueFull(Queue::Gate));
-        }
     }
 
     // ---- messages -----------------------------------------------------------------------------
@@ -486,11 +470,10 @@ impl Base {
                 }
                 self.event(Event::Member(event));
             }
-            // The gate is asked for its permit at every frame.
+            // A permit is asked for at every frame.
             MemberOutput::Gate(_) => {}
             MemberOutput::PauseVm => {
                 self.fenced = true;
-                self.gate.clear();
                 // A secondary that was granted the VM pauses too, until it is its turn; and a hand-over
                 // that an operator asked for alarms nobody.
                 if !self.waits(Until::HandedOver)
@@ -501,6 +484,7 @@ impl Base {
                 {
                     self.event(Event::Fenced(self.member.generation()));
                 }
+                return Some(MemberOutput::PauseVm);
             }
             MemberOutput::ResumeVm => self.fenced = false,
             other => return Some(other),
@@ -531,7 +515,7 @@ impl Base {
             last_mode: self.failover.last_mode,
             reason: self.failover.reason(),
             failover: self.failover.status,
-            mode: self.mode,
+            mode: Mode::default(),
             phase: "",
             epoch: self.epoch,
             generation: self.member.generation(),

@@ -60,7 +60,7 @@ impl Node {
             now,
         );
         let base = Base::new(config, boot, member, now);
-        let mut secondary = Secondary::new(base);
+        let mut secondary = Secondary::first(base);
         secondary.base.local(Local::Operator(match start {
             Start::Primary => Command::Create,
             Start::Secondary => Command::Join,
@@ -82,11 +82,11 @@ impl Node {
         Self(match start {
             Start::Primary => {
                 let base = Base::new(config, boot, External::owner(), now);
-                Role::Primary(alloc::boxed::Box::new(Primary::new(base)))
+                Role::Primary(alloc::boxed::Box::new(Primary::first(base)))
             }
             Start::Secondary => {
                 let base = Base::new(config, boot, External::partner(), now);
-                let mut secondary = Secondary::new(base);
+                let mut secondary = Secondary::first(base);
                 secondary.start();
                 Role::Secondary(alloc::boxed::Box::new(secondary))
             }
@@ -158,13 +158,18 @@ impl Node {
     /// Becomes what ownership makes of this host.
     fn change(&mut self) {
         self.0 = match core::mem::replace(&mut self.0, Role::Between) {
-            Role::Secondary(secondary) if secondary.promoted.is_some() => {
-                let mut primary = secondary.into_primary();
-                primary.start();
-                Role::Primary(primary)
-            }
+            Role::Secondary(secondary) => match secondary.promoted {
+                None => Role::Secondary(secondary),
+                Some(how) => {
+                    let (base, outlet) = secondary.ended(how);
+                    let mut primary = alloc::boxed::Box::new(Primary::new(base, outlet));
+                    primary.start();
+                    Role::Primary(primary)
+                }
+            },
             Role::Primary(primary) if primary.demoted => {
-                let mut secondary = primary.into_secondary();
+                let (base, outlet) = primary.ended();
+                let mut secondary = alloc::boxed::Box::new(Secondary::new(base, outlet));
                 secondary.start();
                 Role::Secondary(secondary)
             }

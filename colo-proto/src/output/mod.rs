@@ -10,6 +10,8 @@
 //!
 //! | file | holds |
 //! |---|---|
+//! | `outlet.rs` | [`Outlet`]: may this frame leave? The one answer, in both roles |
+//! | `agreement.rs` | what waits, and what releases it: the seam for other comparators |
 //! | `announce.rs` | frames that tell where the VM lives after a takeover |
 //! | `class.rs` | which frames are neither compared nor held |
 //! | `compare.rs` | [`Comparator`]: do both guests say the same? |
@@ -18,17 +20,16 @@
 //! | `gate.rs` | the only way out |
 //! | `shadow.rs` | what a secondary in lockstep has said and the world may not have heard |
 
+mod agreement;
 pub mod announce;
 mod class;
 mod compare;
 mod gate;
 mod held;
 mod input;
+mod outlet;
 mod shadow;
 
-pub(crate) use class::passes;
 pub use compare::{Comparator, Compared, Divergence};
-pub(crate) use gate::Gate;
-pub(crate) use held::Held;
 pub use input::{InputLog, Logged, NotStored, StoredInputs};
-pub(crate) use shadow::Shadow;
+pub(crate) use outlet::{News, Outlet, Serving, Shadowing, within_reach};

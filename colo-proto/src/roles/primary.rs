@@ -4,7 +4,7 @@
 //! The file reads in the order of a pairing: inputs, hello, synchronisation, checkpoint, output,
 //! commands, the end.
 
-use alloc::{boxed::Box, string::String};
+use alloc::string::String;
 use bytes::{Bytes, BytesMut};
 use core::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::{
     command::{Answer, Command, CommandId, Refusal},
     epoch::{LaneEnds, Pace, Source, Transaction},
     error::{Misuse, PeerFault},
-    event::{Cause, Event, PeerLost, Queue},
+    event::{Cause, Event, PeerLost},
     id::{Channel, Epoch, PAGE_SIZE, PageRuns, Role},
     machine::{
         Body, Captured, Deadline, Demand, GuestDone, GuestOp, GuestOpKind, Input, Machine, Notify,
@@ -21,21 +21,18 @@ use crate::{
     },
     member::{BootId, Command as MemberCommand, Local, MemberOutput},
     mutation::bug,
-    output::{Comparator, Held, InputLog, Logged, passes},
+    output::{News, Outlet, Serving, Shadowing},
     pairing::link::Item,
     ram::{CacheMode, PageSet},
-    secondary::Secondary,
     stats::{CheckpointTimes, Stats},
     status::{ColoMode, FailoverStatus, Mode, ResumePolicy, Status},
     time::Instant,
     wire::{
-        BATCH_RUNS, FLAG_LIVE, HEAD_LEN, Hello, Kind, RUN_LEN, VmstateSend, decode_reasons,
-        decode_runs, encode_runs,
+        BATCH_RUNS, FLAG_FIRST, FLAG_LIVE, HEAD_LEN, Hello, Kind, RUN_LEN, VmstateSend,
+        decode_reasons, decode_runs, encode_runs,
     },
 };
 
-/// [`Kind::Input`] flag: the first mirrored frame after a pause; the secondary starts its log anew.
-pub(crate) const FLAG_FIRST: u8 = 2;
 /// Synchronisation rounds go on while each at least halves what is left, down to this many pages.
 const SMALL_ROUND: u64 = 256;
 
@@ -70,25 +67,17 @@ pub struct Primary {
     sync_peer: Option<BootId>,
     /// A peer that connected and has not said hello since then.
     greeting: Option<Instant>,
-    /// Output said after this capture is held; `None`: output leaves at once.
-    hold_from: Option<Epoch>,
-    held: Held,
-    comparator: Comparator,
-    inputs: InputLog,
-    mirroring: bool,
+    outlet: Outlet<Serving>,
     detached: bool,
     /// Pages left after the previous round.
     last_left: u64,
     said_not_converging: bool,
-    asked_for_unanswered: bool,
     /// The VM was taken away; the driver's [`Node`](crate::node::Node) makes this a secondary.
     pub(crate) demoted: bool,
-    /// The epoch that this host took over from.
-    born: Epoch,
 }
 
 impl Primary {
-    pub(crate) fn new(base: Base) -> Self {
+    pub(crate) fn new(base: Base, outlet: Outlet<Serving>) -> Self {
         let config = &base.config;
         Self {
             source: Source::Alone,
@@ -99,25 +88,19 @@ impl Primary {
             peer_cache: CacheMode::default(),
             sync_peer: None,
             greeting: None,
-            hold_from: None,
-            held: Held::new(config.hold_bytes),
-            comparator: Comparator::new(config.hold_bytes),
-            inputs: InputLog::new(config.hold_bytes),
-            mirroring: false,
+            outlet,
             detached: false,
             last_left: u64::MAX,
             said_not_converging: false,
-            asked_for_unanswered: false,
             demoted: false,
-            born: base.epoch,
             base,
         }
     }
 
-    /// Client frames are numbered on from `newest`, which the guest may have consumed already.
-    pub(crate) fn numbering_from(mut self, newest: u64) -> Self {
-        self.inputs = InputLog::after(newest, self.base.config.hold_bytes);
-        self
+    /// A primary from the start: it owns the VM, whose guest has not run yet.
+    pub(crate) fn first(base: Base) -> Self {
+        let outlet = Outlet::serving(&base.config, base.epoch, 0);
+        Self::new(base, outlet)
     }
 
     /// Does what the member wants at the start.
@@ -125,14 +108,14 @@ impl Primary {
         self.pump();
     }
 
-    /// After the VM was taken away: the secondary that this host is now.
-    pub(crate) fn into_secondary(self: Box<Self>) -> Box<Secondary> {
+    /// After the VM was taken away: what the secondary that this host is now goes on with.
+    pub(crate) fn ended(self) -> (Base, Outlet<Shadowing>) {
         let mut base = self.base;
         base.fenced = false;
         // Another guest comes in its place, of which no operator has said anything here.
         base.set_broken(false);
         base.stopped = false;
-        Box::new(Secondary::new(base))
+        (base, self.outlet.give_up())
     }
 
     // ---- inputs -------------------------------------------------------------------------------
@@ -164,7 +147,7 @@ impl Primary {
                 self.item(channel, item);
             }
             Input::FromGuest { epoch, frame } => self.frame_from_guest(epoch, frame)?,
-            Input::FromWorld(frame) => self.world_said(frame),
+            Input::FromWorld(frame) => self.frame_from_world(frame),
             Input::Dirty(slot, words) => {
                 self.base.check_slot(slot)?;
                 match self.base.guest_ops.busy() {
@@ -293,13 +276,20 @@ impl Primary {
                         Kind::VmstateReceived => self.received(head.number),
                         Kind::VmstateLoaded => self.loaded(head.number, false),
                         Kind::CheckpointReady => self.loaded(head.number, true),
-                        Kind::InputAck => self.input_ack(head.number),
+                        Kind::InputAck => {
+                            let news = self.outlet.acknowledged(head.number)?;
+                            self.tell(news);
+                            Ok(())
+                        }
                         _ => Err(self.out_of_phase(head.kind)),
                     }),
             },
             Item::Frame(head, frame) => self.base.check_generation(&head).and_then(|()| {
                 if head.kind == Kind::Output {
-                    self.output(Epoch(head.number), frame)
+                    let (newest, epoch) = (self.base.epoch, Epoch(head.number));
+                    let news = self.outlet.said_there(newest, epoch, frame)?;
+                    self.tell(news);
+                    Ok(())
                 } else {
                     Err(self.out_of_phase(head.kind))
                 }
@@ -328,7 +318,7 @@ impl Primary {
 
     /// A primary whose secondary another wire's translation has accepted and connected.
     pub(crate) fn accepted(base: Base, secondary: BootId) -> Self {
-        let mut primary = Self::new(base);
+        let mut primary = Self::first(base);
         primary.peer_cache = CacheMode::Full;
         primary.base.peer = Some(secondary);
         primary.base.link.up_all();
@@ -506,10 +496,7 @@ impl Primary {
             since: self.base.now,
             times: CheckpointTimes::default(),
         };
-        if tx.mode == Mode::Lockstep && !self.mirroring {
-            self.mirroring = true;
-            self.inputs.forget_peer();
-        }
+        self.outlet.requested(tx.mode);
         if !first {
             self.pages.clear();
         }
@@ -561,7 +548,7 @@ impl Primary {
             also,
             resume,
         });
-        self.hold_from.get_or_insert(tx.epoch);
+        self.outlet.capturing(tx.epoch);
         self.source = Source::Capturing(tx);
         Ok(())
     }
@@ -589,17 +576,13 @@ impl Primary {
             );
             return self.guest_failed(GuestOpKind::Capture, why);
         }
-        if bug!(self.base.config, ReleaseBeforeReceived) {
-            while let Some(frame) = self.held.release_covered(tx.epoch) {
-                self.base.release(frame);
-            }
-        }
+        let news = self.outlet.captured(tx.epoch);
+        self.tell(news);
         self.pace.captured();
         if self.base.awaits_checkpoint_after(tx.epoch) {
             // Asked while this one was being captured, perhaps after the guest had stopped for it.
             self.pace.want(Cause::Asked);
         }
-        self.asked_for_unanswered = false;
         let body = VmstateSend {
             inputs: tx.inputs,
             pages: tx.pages,
@@ -622,26 +605,10 @@ impl Primary {
             _ => return Err(self.out_of_phase(Kind::VmstateReceived)),
         };
         tx.times.received = tx.lap(self.base.now);
-        let covered = if bug!(self.base.config, NewOutputWithOld) {
-            tx.epoch.next()
-        } else {
-            tx.epoch
-        };
-        while let Some(frame) = self.held.release_covered(covered) {
-            self.base.release(frame);
-        }
-        self.inputs.cut(tx.inputs);
-        self.held.commit(tx.epoch);
-        self.comparator.commit(tx.epoch);
-        if self.base.mode != tx.mode {
-            self.base.mode = tx.mode;
-            self.base.event(Event::ModeChanged(tx.mode));
-        }
-        self.mirroring = tx.mode == Mode::Lockstep;
-        if self.base.mode == Mode::Lockstep {
-            for frame in self.held.since_commit() {
-                self.comparator.ours(frame.clone());
-            }
+        let (news, changed) = self.outlet.commit(tx.epoch, tx.inputs, tx.mode);
+        self.tell(news);
+        if let Some(mode) = changed {
+            self.base.event(Event::ModeChanged(mode));
         }
         self.base.notify(Notify::CompareCheckpoint(tx.epoch));
         self.base.local(Local::Applied(tx.epoch));
@@ -700,7 +667,7 @@ impl Primary {
         self.protection = Protection::Armed;
         self.pace.begin(self.base.now);
         self.base.failover.enter(ColoMode::Primary);
-        let (mode, epoch) = (self.base.mode, self.base.epoch);
+        let (mode, epoch) = (self.outlet.mode(), self.base.epoch);
         self.base.event(Event::Protected { mode, epoch });
     }
 
@@ -795,135 +762,56 @@ impl Primary {
 
     fn frame_from_guest(&mut self, since: Epoch, frame: Bytes) -> Result<(), Misuse> {
         // A guest that a capture resumes may be heard before the capture is reported, given up or not.
-        let newest = self
-            .base
-            .epoch
-            .max(self.base.guest_ops.captures().unwrap_or_default());
-        if since > newest {
-            return Err(Misuse::WrongEpoch { got: since, newest });
-        }
-        // Said by a guest that was replaced before this host became the primary: it never happened.
-        if since < self.born {
-            return Ok(());
-        }
-        if self.hold_from.is_none_or(|from| since < from) || passes(self.base.config.pass, &frame) {
-            self.base.release(frame);
-            return Ok(());
-        }
-        let compared = self.base.mode == Mode::Lockstep && since == self.comparator.epoch();
-        let given = self.inputs.last();
-        match self.held.push(self.base.now, since, given, frame.clone()) {
-            Ok(()) if compared => {
-                self.comparator.ours(frame);
-                self.release_agreed();
-            }
-            Ok(()) => {}
-            Err(_full) => {
-                self.base.stats.dropped += 1;
-                self.base.event(Event::QueueFull(Queue::Held));
-            }
-        }
-        if self.held.filling() {
-            self.pace.want(Cause::Full);
-        }
+        let captures = self.base.guest_ops.captures().unwrap_or_default();
+        let newest = self.base.epoch.max(captures);
+        let news = self.outlet.said(self.base.now, newest, since, frame)?;
+        self.tell(news);
         Ok(())
     }
 
-    /// A frame of the secondary's guest.
-    fn output(&mut self, epoch: Epoch, frame: Bytes) -> Result<(), PeerFault> {
-        if epoch > self.base.epoch {
-            return Err(PeerFault::Field {
-                message: Kind::Output.name(),
-                field: "epoch",
-                got: epoch.0,
-                expected: self.base.epoch.0,
-            });
+    /// A client's frame: for the guest here, and while the pair runs in lockstep for the other.
+    fn frame_from_world(&mut self, frame: Bytes) {
+        let room = !self.base.net_is_full(HEAD_LEN + frame.len());
+        let (logged, news) = match self.outlet.heard(frame.len(), room) {
+            Ok(heard) => heard,
+            Err(news) => return self.tell(news),
+        };
+        if self.outlet.mirrors() {
+            let mut head = self.base.head(Kind::Input, logged.index);
+            head.flags = if logged.first { FLAG_FIRST } else { 0 };
+            self.base.send(Channel::Net, head, &frame);
         }
-        if self.base.mode == Mode::Lockstep {
-            let said = self.held.since_commit().next();
-            let frame = match said {
-                Some(said) if bug!(self.base.config, MismatchIgnored) => said.clone(),
-                _ => frame,
-            };
-            let epoch = if bug!(self.base.config, StaleOutputCompared) {
-                self.comparator.epoch()
-            } else {
-                epoch
-            };
-            self.comparator.theirs(epoch, frame);
-            self.release_agreed();
-        }
-        Ok(())
+        self.tell(news);
+        let index = logged.index;
+        self.base.push(Output::ToGuest { index, frame });
     }
 
-    fn release_agreed(&mut self) {
-        let before = self.held.agreed();
-        // As long as frames are compared whole, agreeing implies it: a guest that said the same has
-        // the same inputs, and they are acknowledged first. A comparator that looks at payloads
-        // alone needs the rule.
-        let acked = self.inputs.acked();
-        while let Some(frame) = self.held.release_agreed(self.comparator.matched(), acked) {
-            self.base.stats.matched += 1;
-            self.base.release(frame);
+    /// Passes on what the outlet has to say.
+    fn tell(&mut self, news: News) {
+        if let Some(queue) = news.full {
+            self.base.event(Event::QueueFull(queue));
         }
         // The count is a total: one that is left out is made good by the next.
-        if self.held.agreed() != before && !self.base.net_is_full(HEAD_LEN) {
-            let mut head = self.base.head(Kind::Released, self.comparator.epoch().0);
-            head.count = u32::try_from(self.held.agreed()).unwrap_or(u32::MAX);
+        if let Some((epoch, left)) = news.left
+            && !self.base.net_is_full(HEAD_LEN)
+        {
+            let mut head = self.base.head(Kind::Released, epoch.0);
+            head.count = u32::try_from(left).unwrap_or(u32::MAX);
             self.base.send(Channel::Net, head, &[]);
         }
-        if let Some(crate::output::Compared::Diverged(_)) = self.comparator.poll() {
-            self.base.stats.diverged += 1;
-            self.pace.want(Cause::Diverged);
+        if let Some(cause) = news.wants {
+            self.pace.want(cause);
         }
     }
 
     /// A frame that waits too long for its match asks for a checkpoint, once.
     fn watch_compare(&mut self) {
-        if self.base.mode == Mode::Lockstep
-            && !self.asked_for_unanswered
-            && self
-                .held
-                .oldest()
-                .is_some_and(|at| self.base.now.since(at) >= self.base.config.compare_timeout)
-        {
-            self.asked_for_unanswered = true;
+        let timeout = self.base.config.compare_timeout;
+        let since = self.outlet.unmatched_since();
+        if since.is_some_and(|at| self.base.now.since(at) >= timeout) {
+            self.outlet.noticed_unmatched();
             self.pace.want(Cause::Unanswered);
         }
-    }
-
-    fn world_said(&mut self, frame: Bytes) {
-        let full = self.mirroring && self.base.net_is_full(HEAD_LEN + frame.len());
-        let logged = (!full).then(|| self.inputs.push(frame.len(), self.mirroring));
-        let Some(Logged { index, first }) = logged.flatten() else {
-            self.base.stats.dropped += 1;
-            self.base.event(Event::QueueFull(Queue::Inputs));
-            self.pace.want(Cause::Full);
-            return;
-        };
-        self.base.stats.inputs += 1;
-        if self.mirroring {
-            let mut head = self.base.head(Kind::Input, index);
-            head.flags = if first { FLAG_FIRST } else { 0 };
-            self.base.send(Channel::Net, head, &frame);
-            if self.inputs.filling() {
-                self.pace.want(Cause::Full);
-            }
-        }
-        self.base.push(Output::ToGuest { index, frame });
-    }
-
-    fn input_ack(&mut self, index: u64) -> Result<(), PeerFault> {
-        if !self.inputs.ack(index) {
-            return Err(PeerFault::Field {
-                message: Kind::InputAck.name(),
-                field: "index",
-                got: index,
-                expected: self.inputs.last(),
-            });
-        }
-        self.release_agreed();
-        Ok(())
     }
 
     // ---- the guest --------------------------------------------------------------------------------
@@ -1047,7 +935,7 @@ impl Primary {
             }
             Command::SetMode(mode) => {
                 self.base.wanted_mode = mode;
-                if armed && mode != self.base.mode {
+                if armed && mode != self.outlet.mode() {
                     self.pace.want(Cause::Asked);
                 }
                 self.base.answer(id, Answer::Done);
@@ -1105,8 +993,7 @@ impl Primary {
         self.base.hang_up();
         self.source = Source::Alone;
         self.base.guest_ops.forget_queued();
-        self.mirroring = false;
-        self.inputs.forget_peer();
+        self.outlet.forget_peer();
         self.pages.clear();
         self.theirs.clear();
         if had_peer {
@@ -1141,12 +1028,8 @@ impl Primary {
     /// Nobody else can own the VM now: everything that was held may leave.
     fn alone(&mut self) {
         let was = core::mem::replace(&mut self.protection, Protection::None);
-        self.hold_from = None;
-        while let Some(frame) = self.held.release_all() {
-            self.base.release(frame);
-        }
-        self.held.commit(self.base.epoch);
-        self.comparator.commit(self.base.epoch);
+        let news = self.outlet.open(self.base.epoch);
+        self.tell(news);
         self.base.op(GuestOp::Replication(ReplicationOp::Stop {
             failover: was != Protection::Syncing,
         }));
@@ -1179,6 +1062,7 @@ impl Primary {
             }
             MemberOutput::StartSync { peer } => self.sync_peer = Some(peer),
             MemberOutput::DiscardVm => self.demote(),
+            MemberOutput::PauseVm => self.outlet.fence(),
             _ => {}
         }
     }
@@ -1191,10 +1075,6 @@ impl Primary {
             }));
         }
         self.lose_peer(PeerLost::NotOwner, Some("this host lost the VM"));
-        self.base.gate.clear();
-        while self.held.release_all().is_some() {
-            self.base.stats.dropped += 1;
-        }
         self.base.failover.withdraw();
         if let Some(exit) = self.base.failover.leave() {
             self.base.event(Event::ColoExit(exit));
@@ -1229,7 +1109,8 @@ impl Machine for Primary {
 
     fn poll_output(&mut self) -> Option<Output> {
         let should_run = self.should_run();
-        self.base.poll_output(should_run)
+        let first = self.base.poll_output(should_run);
+        first.or_else(|| self.outlet.poll(self.base.permit()))
     }
 
     fn poll_transmit(&mut self, channel: Channel, budget: usize) -> Option<Transmit> {
@@ -1263,13 +1144,11 @@ impl Machine for Primary {
             at: self.pace.due(),
             why: TimerKind::Epoch,
         });
-        let compare = (running && base.mode == Mode::Lockstep && !self.asked_for_unanswered)
-            .then(|| self.held.oldest())
-            .flatten()
-            .map(|at| Deadline {
-                at: at + base.config.compare_timeout,
-                why: TimerKind::Compare,
-            });
+        let unmatched = running.then(|| self.outlet.unmatched_since()).flatten();
+        let compare = unmatched.map(|at| Deadline {
+            at: at + base.config.compare_timeout,
+            why: TimerKind::Compare,
+        });
         let stall = self.awaits_peer().then(|| base.stall());
         let arming = match self.protection {
             Protection::Arming(since) => Some(Deadline {
@@ -1282,7 +1161,7 @@ impl Machine for Primary {
     }
 
     fn stats(&self) -> Stats {
-        self.base.stats
+        self.outlet.count(self.base.stats)
     }
 
     fn status(&self) -> Status {
@@ -1294,6 +1173,7 @@ impl Machine for Primary {
                 Protection::Severed => "settling ownership",
                 _ => self.source.name(),
             },
+            mode: self.outlet.mode(),
             checkpoint_delay: self.pace.longest(),
             replica_valid: true,
             ..self.base.status()

@@ -7,7 +7,7 @@
 //! The file reads in the order of a pairing: inputs, hello, synchronisation, checkpoint, output,
 //! commands, the end, takeover.
 
-use alloc::{boxed::Box, string::String};
+use alloc::string::String;
 use bytes::{Bytes, BytesMut};
 use core::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::{
     command::{Answer, Command, CommandId, Refusal},
     epoch::{Announced, Coming, LaneEnds, StateBytes, Target, Whole},
     error::{Misuse, PeerFault},
-    event::{Event, PeerLost, Queue},
+    event::{Event, PeerLost},
     id::{Channel, Epoch, Generation, PageRun, Role},
     machine::{
         Deadline, Demand, GuestDone, GuestOp, GuestOpKind, Input, Machine, Notify, Output,
@@ -24,16 +24,15 @@ use crate::{
     },
     member::{BootId, Command as MemberCommand, Local, MemberOutput, MemberState},
     mutation::bug,
-    output::{NotStored, Shadow, StoredInputs, passes},
+    output::{Outlet, Serving, Shadowing, within_reach},
     pairing::link::Item,
-    primary::{FLAG_FIRST, Primary},
     ram::{Cache, CacheMode, PageSet},
     stats::Stats,
     status::{ColoMode, FailoverStatus, Mode, Status},
     time::Instant,
     wire::{
-        BATCH_RUNS, FLAG_LIVE, HEAD_LEN, Head, Hello, Kind, RUN_LEN, VmstateSend, decode_reasons,
-        decode_runs, encode_runs,
+        BATCH_RUNS, FLAG_FIRST, FLAG_LIVE, HEAD_LEN, Head, Hello, Kind, RUN_LEN, VmstateSend,
+        decode_reasons, decode_runs, encode_runs,
     },
 };
 
@@ -49,10 +48,7 @@ pub struct Secondary {
     cache: Cache,
     /// Own dirty pages still to be reported with the reply.
     reporting: PageSet,
-    inputs: StoredInputs,
-    /// Newest client frame that has not been acknowledged.
-    ack_due: Option<u64>,
-    shadow: Shadow,
+    outlet: Outlet<Shadowing>,
     peer_lanes: u8,
     /// The member waits for the checkpoint in hand to be finished or dropped.
     settling: bool,
@@ -86,7 +82,7 @@ enum Dialling {
 }
 
 impl Secondary {
-    pub(crate) fn new(base: Base) -> Self {
+    pub(crate) fn new(base: Base, outlet: Outlet<Shadowing>) -> Self {
         let config = &base.config;
         Self {
             target: Target::Empty,
@@ -94,10 +90,7 @@ impl Secondary {
             pause: config.redial,
             cache: Cache::new(config.cache, &config.slots),
             reporting: PageSet::new(&config.slots),
-            // The primary bounds what it mirrors between two cuts; one transaction may overlap.
-            inputs: StoredInputs::new(config.hold_bytes.saturating_mul(2)),
-            ack_due: None,
-            shadow: Shadow::new(config.hold_bytes),
+            outlet,
             peer_lanes: config.lanes,
             settling: false,
             detached: false,
@@ -107,17 +100,26 @@ impl Secondary {
         }
     }
 
+    /// A host without a replica.
+    pub(crate) fn first(base: Base) -> Self {
+        let outlet = Outlet::shadowing(&base.config);
+        Self::new(base, outlet)
+    }
+
     /// Does what the member wants at the start.
     pub(crate) fn start(&mut self) {
         self.pump();
     }
 
-    /// After a grant: the primary that this host is now.
-    pub(crate) fn into_primary(self: Box<Self>) -> Box<Primary> {
-        let newest = self.inputs.newest();
+    /// After a grant: what the primary that this host is now goes on with.
+    pub(crate) fn ended(self, how: Promotion) -> (Base, Outlet<Serving>) {
         let mut base = self.base;
         base.fenced = false;
-        Box::new(Primary::new(base).numbering_from(newest))
+        let outlet = match how {
+            Promotion::TakeOver(_) => self.outlet.take_over(base.epoch),
+            Promotion::ColdBoot(_) => self.outlet.boot(base.epoch),
+        };
+        (base, outlet)
     }
 
     // ---- inputs -------------------------------------------------------------------------------
@@ -223,7 +225,7 @@ impl Secondary {
             // The state is whole here and the owner has said that this host may take over.
             self.base.failover.enter(ColoMode::Secondary);
             self.pause = self.base.config.redial;
-            let (mode, epoch) = (self.base.mode, self.base.epoch);
+            let (mode, epoch) = (self.outlet.mode(), self.base.epoch);
             self.base.event(Event::Protected { mode, epoch });
             return true;
         }
@@ -296,7 +298,8 @@ impl Secondary {
             Item::Placed(head) => self.placed(head),
             Item::Frame(head, frame) => self.base.check_generation(&head).and_then(|()| {
                 if head.kind == Kind::Input {
-                    self.input(head, frame)
+                    let first = head.flags & FLAG_FIRST != 0;
+                    self.outlet.store(head.number, first, frame)
                 } else {
                     Err(self.out_of_phase(head.kind))
                 }
@@ -315,7 +318,7 @@ impl Secondary {
             Kind::VmstateSend => self.announced(head, body),
             Kind::Released => {
                 if Epoch(head.number) == self.base.epoch {
-                    self.shadow.released(u64::from(head.count));
+                    self.outlet.heard_there(u64::from(head.count));
                 }
                 Ok(())
             }
@@ -348,7 +351,7 @@ impl Secondary {
 
     /// A secondary whose primary another wire's translation has accepted and connected.
     pub(crate) fn accepted(base: Base, primary: BootId) -> Self {
-        let mut secondary = Self::new(base);
+        let mut secondary = Self::first(base);
         secondary.dialling = Dialling::Accepted;
         secondary.base.peer = Some(primary);
         secondary.base.link.up_all();
@@ -368,7 +371,7 @@ impl Secondary {
         self.base.connected(channel)?;
         match (channel, self.dialling) {
             (Channel::Control, Dialling::Connecting(..)) => {
-                let hello = self.base.config.hello(self.base.boot.0, self.base.mode);
+                let hello = self.base.config.hello(self.base.boot.0, self.outlet.mode());
                 let head = Head::new(Kind::Hello, Generation(0), 0);
                 let body = hello.encode();
                 self.base.send(Channel::Control, head, &body);
@@ -391,7 +394,7 @@ impl Secondary {
                 channel: Channel::Control,
                 error,
             })?;
-        let ours = self.base.config.hello(self.base.boot.0, self.base.mode);
+        let ours = self.base.config.hello(self.base.boot.0, self.outlet.mode());
         let mut reasons = ours.differences(&theirs);
         if theirs.lanes != self.base.config.lanes {
             reasons.push(alloc::format!(
@@ -408,7 +411,7 @@ impl Secondary {
         self.dialling = Dialling::Accepted;
         self.base.pairing = head.generation;
         self.base.peer = Some(BootId(theirs.boot));
-        self.base.mode = theirs.mode;
+        self.outlet.set_mode(theirs.mode);
         self.base.event(Event::PeerAccepted { boot: theirs.boot });
         let channels = self.base.config.channels();
         for channel in channels.filter(|c| *c != Channel::Control) {
@@ -513,7 +516,7 @@ impl Secondary {
         if matches!(self.target, Target::Empty) && number == 0 {
             // All memory is replaced: what the guest of an earlier pairing wrote is of no account.
             self.cache.begin_anew();
-            self.inputs.clear();
+            self.outlet.begin_anew();
             self.ran = false;
             self.target = Target::Synchronising {
                 round: 0,
@@ -791,11 +794,8 @@ impl Secondary {
         self.target = Target::Shadowing;
         self.base.epoch = whole.epoch;
         self.ran = false;
-        self.inputs.rewind(whole.inputs);
-        self.shadow.commit();
-        if self.base.mode != whole.mode {
-            self.base.mode = whole.mode;
-            self.base.event(Event::ModeChanged(whole.mode));
+        if let Some(mode) = self.outlet.commit(whole.inputs, whole.mode) {
+            self.base.event(Event::ModeChanged(mode));
         }
         self.base.stats.checkpoints += 1;
         self.base.stats.pages += whole.pages;
@@ -815,55 +815,19 @@ impl Secondary {
     // ---- output and input -------------------------------------------------------------------------
 
     fn frame_from_guest(&mut self, since: Epoch, frame: Bytes) -> Result<(), Misuse> {
-        // Said before the last commit, or by the primary's guest that was here until now: it never
-        // happened.
-        let void = since < self.base.epoch || matches!(self.target, Target::Empty);
-        if void {
-            return Ok(());
-        }
-        if since > self.base.epoch {
-            return Err(Misuse::WrongEpoch {
-                got: since,
-                newest: self.base.epoch,
-            });
-        }
-        if self.base.mode == Mode::Standby || passes(self.base.config.pass, &frame) {
+        // Without a replica it is the primary's guest that was here until now.
+        let newest = self.base.epoch;
+        if matches!(self.target, Target::Empty) || !self.outlet.is_said(newest, since, &frame)? {
             return Ok(());
         }
         if !self.base.net_is_full(HEAD_LEN + frame.len()) {
             let head = self.base.head(Kind::Output, since.0);
             self.base.send(Channel::Net, head, &frame);
         }
-        if !self.shadow.push(frame) {
-            self.base.event(Event::QueueFull(Queue::Shadow));
+        if let Some(queue) = self.outlet.keep(frame) {
+            self.base.event(Event::QueueFull(queue));
         }
         Ok(())
-    }
-
-    fn input(&mut self, head: Head, frame: Bytes) -> Result<(), PeerFault> {
-        if head.flags & FLAG_FIRST != 0 {
-            self.inputs.begin_anew();
-        }
-        let (message, field, got) = (Kind::Input.name(), "index", head.number);
-        within_reach(message, field, got)?;
-        match self.inputs.push(head.number, frame) {
-            Ok(()) => {
-                self.ack_due = Some(head.number);
-                Ok(())
-            }
-            Err(NotStored::Gap { expected }) => Err(PeerFault::Field {
-                message,
-                field,
-                got,
-                expected,
-            }),
-            Err(NotStored::Full) => Err(PeerFault::OverLimit {
-                message,
-                field: "bytes since the cut",
-                got,
-                limit: self.base.config.hold_bytes as u64 * 2,
-            }),
-        }
     }
 
     fn acknowledge(&mut self) {
@@ -871,7 +835,7 @@ impl Secondary {
         if self.base.net_is_full(HEAD_LEN) {
             return;
         }
-        if let Some(index) = self.ack_due.take() {
+        if let Some(index) = self.outlet.acknowledge() {
             let head = self.base.head(Kind::InputAck, index);
             self.base.send(Channel::Net, head, &[]);
         }
@@ -880,11 +844,10 @@ impl Secondary {
     /// Client frames go to the guest while it shadows, and after a commit those it has not consumed
     /// go again.
     fn deliver(&mut self) {
-        let shadows = matches!(self.target, Target::Shadowing) && self.base.mode == Mode::Lockstep;
-        if !shadows || self.promoted.is_some() {
+        if !matches!(self.target, Target::Shadowing) || self.promoted.is_some() {
             return;
         }
-        while let Some((index, frame)) = self.inputs.poll() {
+        while let Some((index, frame)) = self.outlet.poll_input() {
             self.base.push(Output::ToGuest { index, frame });
         }
     }
@@ -938,7 +901,7 @@ impl Secondary {
 
     fn should_run(&self) -> bool {
         matches!(self.target, Target::Shadowing)
-            && self.base.mode == Mode::Lockstep
+            && self.outlet.mode() == Mode::Lockstep
             && self.base.link.all_up()
             && !self.base.stopped
             && !self.base.fenced
@@ -1048,7 +1011,7 @@ impl Secondary {
             self.cache.abandon();
         }
         self.reporting.clear();
-        self.ack_due = None;
+        self.outlet.forget_peer();
         if had_peer {
             let unfit = matches!(
                 why,
@@ -1145,9 +1108,6 @@ impl Secondary {
             .op(GuestOp::Replication(ReplicationOp::Stop { failover: true }));
         self.base.notify(Notify::FilterFailover);
         self.base.notify(Notify::Serves);
-        for frame in self.shadow.take() {
-            self.base.release(frame);
-        }
         self.walk_failover(FailoverStatus::Completed);
         let epoch = self.base.epoch;
         self.base.event(Event::Promoted { generation, epoch });
@@ -1163,24 +1123,6 @@ impl Secondary {
     fn awaits_peer(&self) -> bool {
         !matches!(self.target, Target::Empty | Target::Shadowing)
     }
-}
-
-/// Frames are counted on from what a peer says: it may not bring the count near its end.
-const fn within_reach(
-    message: &'static str,
-    field: &'static str,
-    got: u64,
-) -> Result<(), PeerFault> {
-    let limit = u64::MAX / 2;
-    if got <= limit {
-        return Ok(());
-    }
-    Err(PeerFault::OverLimit {
-        message,
-        field,
-        got,
-        limit,
-    })
 }
 
 impl Machine for Secondary {
@@ -1230,7 +1172,7 @@ impl Machine for Secondary {
     }
 
     fn stats(&self) -> Stats {
-        self.base.stats
+        self.outlet.count(self.base.stats)
     }
 
     fn status(&self) -> Status {
@@ -1238,6 +1180,7 @@ impl Machine for Secondary {
             role: Role::Secondary,
             protected: self.base.member.state() == MemberState::Secondary
                 && matches!(self.target, Target::Shadowing),
+            mode: self.outlet.mode(),
             phase: self.target.name(),
             replica_valid: matches!(self.target, Target::Shadowing)
                 || self.target.coming().is_some_and(|c| !c.first),

@@ -21,6 +21,8 @@ pub const BODY_MOST: usize = 64 * 1024;
 pub const FRAME_MOST: usize = 65_562;
 /// [`Head::flags`]: belongs to a live synchronisation round, not to an epoch.
 pub const FLAG_LIVE: u8 = 1;
+/// [`Kind::Input`] flag: the frame before it was not mirrored; the secondary's log starts anew.
+pub const FLAG_FIRST: u8 = 2;
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $value:literal, $wire:literal, $class:ident, $limit:expr;)*) => {

@@ -67,7 +67,7 @@ mod hello;
 pub mod join;
 
 pub use body::{RUN_LEN, VmstateSend, decode_reasons, decode_runs, encode_reasons, encode_runs};
-pub use frame::{BODY_MOST, FLAG_LIVE, FRAME_MOST, HEAD_LEN, Head, Kind, MAGIC};
+pub use frame::{BODY_MOST, FLAG_FIRST, FLAG_LIVE, FRAME_MOST, HEAD_LEN, Head, Kind, MAGIC};
 pub use hello::{FEATURES, Hello, ShapeItem, VERSION};
 
 /// Most pages in one [`Kind::Pages`] message: 4 MiB.

@@ -1,0 +1,552 @@
+//! May this frame leave? The one answer, in both roles.
+//!
+//! A frame of the guest leaves a [`Serving`] host if a checkpoint covers it, if both guests have
+//! said it, if it belongs to a class that is never held, or if nobody else could take over; and
+//! then only under a permit. A frame of a [`Shadowing`] host's guest never leaves; it is kept until
+//! the world has heard it from the other host, and said again if this host takes over.
+//!
+//! An [`Outlet`] knows no phase of a checkpoint and no channel. What a role must pass on is
+//! returned as [`News`].
+
+use bytes::Bytes;
+
+use super::{
+    agreement::Agreement,
+    class::passes,
+    gate::Gate,
+    input::{InputLog, Logged, NotStored, StoredInputs},
+    shadow::Shadow,
+};
+use crate::{
+    config::{Config, PassThrough},
+    error::{Misuse, PeerFault},
+    event::{Cause, Queue},
+    id::Epoch,
+    machine::Output,
+    member::Permit,
+    mutation::bug,
+    stats::Stats,
+    status::Mode,
+    time::Instant,
+    wire::Kind,
+};
+
+/// What leaves a host, and what its guest is given: as a [`Serving`] or as a [`Shadowing`] host.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Outlet<Side> {
+    #[cfg(feature = "mutations")]
+    bug: Option<crate::Bug>,
+    pass: PassThrough,
+    most_bytes: usize,
+    /// How the interval between two checkpoints runs.
+    mode: Mode,
+    gate: Gate,
+    counts: Counts,
+    side: Side,
+}
+
+/// The side of the host that has the VM.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Serving {
+    /// The epoch that this host took over from: what was said before never happened.
+    born: Epoch,
+    /// Output said after this capture is held; `None`: output leaves at once.
+    hold_from: Option<Epoch>,
+    waiting: Agreement,
+    inputs: InputLog,
+    mirroring: bool,
+    /// A frame has waited too long for its match, and a checkpoint was asked for because of it.
+    asked: bool,
+}
+
+/// The side of the host that may take over.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Shadowing {
+    stored: StoredInputs,
+    /// Newest client frame that has not been acknowledged.
+    unacknowledged: Option<u64>,
+    shadow: Shadow,
+}
+
+/// What the role has to pass on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[must_use]
+pub(crate) struct News {
+    /// A queue was full and something was dropped.
+    pub(crate) full: Option<Queue>,
+    /// A checkpoint is wanted.
+    pub(crate) wants: Option<Cause>,
+    /// So many frames since the checkpoint have left because both guests said them.
+    pub(crate) left: Option<(Epoch, u64)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+struct Counts {
+    released: u64,
+    matched: u64,
+    dropped: u64,
+    diverged: u64,
+    inputs: u64,
+}
+
+impl<Side> Outlet<Side> {
+    pub(crate) const fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Sets the mode. Gives it back if that is a change.
+    pub(crate) fn set_mode(&mut self, mode: Mode) -> Option<Mode> {
+        (core::mem::replace(&mut self.mode, mode) != mode).then_some(mode)
+    }
+
+    /// The next frame for the world, if there is a permit.
+    pub(crate) fn poll(&mut self, permit: Option<Permit>) -> Option<Output> {
+        let output = self.gate.poll(permit)?;
+        self.counts.released += 1;
+        Some(output)
+    }
+
+    /// Adds what was counted here.
+    pub(crate) const fn count(&self, mut stats: Stats) -> Stats {
+        stats.released += self.counts.released;
+        stats.matched += self.counts.matched;
+        stats.dropped += self.counts.dropped;
+        stats.diverged += self.counts.diverged;
+        stats.inputs += self.counts.inputs;
+        stats
+    }
+
+    /// Lets a frame out as soon as there is a permit.
+    fn release(&mut self, frame: Bytes, news: &mut News) {
+        if !self.gate.push(frame) {
+            self.counts.dropped += 1;
+            news.full = Some(Queue::Gate);
+        }
+    }
+
+    /// The same outlet for another part of the pair.
+    fn becomes<Other>(self, side: Other) -> Outlet<Other> {
+        Outlet {
+            #[cfg(feature = "mutations")]
+            bug: self.bug,
+            pass: self.pass,
+            most_bytes: self.most_bytes,
+            mode: self.mode,
+            gate: self.gate,
+            counts: self.counts,
+            side,
+        }
+    }
+}
+
+impl Outlet<Serving> {
+    /// Of a host that has had the VM from `born` on. Client frames are numbered on from `newest`,
+    /// which the guest may have consumed already.
+    pub(crate) const fn serving(config: &Config, born: Epoch, newest: u64) -> Self {
+        Self {
+            #[cfg(feature = "mutations")]
+            bug: config.bug,
+            pass: config.pass,
+            most_bytes: config.hold_bytes,
+            mode: config.mode,
+            gate: Gate::new(config.hold_bytes),
+            counts: Counts::NONE,
+            side: Serving::new(config.hold_bytes, born, newest),
+        }
+    }
+
+    /// The VM belongs to the other host: nothing that waits here may ever leave.
+    pub(crate) fn give_up(mut self) -> Outlet<Shadowing> {
+        self.gate.clear();
+        while self.side.waiting.any().is_some() {
+            self.counts.dropped += 1;
+        }
+        let side = Shadowing::new(self.most_bytes);
+        self.becomes(side)
+    }
+
+    /// Ownership is in doubt: what was released and has not left never will.
+    pub(crate) fn fence(&mut self) {
+        self.gate.clear();
+    }
+
+    /// A frame that the guest here said after capture `since`; `newest` is the newest there is.
+    pub(crate) fn said(
+        &mut self,
+        now: Instant,
+        newest: Epoch,
+        since: Epoch,
+        frame: Bytes,
+    ) -> Result<News, Misuse> {
+        let mut news = News::default();
+        if since > newest {
+            return Err(Misuse::WrongEpoch { got: since, newest });
+        }
+        // Said by a guest that was replaced before this host became the primary: it never happened.
+        if since < self.side.born {
+            return Ok(news);
+        }
+        let held = self.side.hold_from.is_some_and(|from| since >= from);
+        if !held || passes(self.pass, &frame) {
+            self.release(frame, &mut news);
+            return Ok(news);
+        }
+        let given = self.side.inputs.last();
+        let compare = self.mode == Mode::Lockstep;
+        if self.side.waiting.ours(now, since, given, frame, compare) {
+            self.release_agreed(&mut news);
+        } else {
+            self.counts.dropped += 1;
+            news.full = Some(Queue::Held);
+        }
+        if self.side.waiting.filling() {
+            news.wants.get_or_insert(Cause::Full);
+        }
+        Ok(news)
+    }
+
+    /// A frame that the other host's guest said after checkpoint `epoch`; `newest` is the newest
+    /// capture.
+    pub(crate) fn said_there(
+        &mut self,
+        newest: Epoch,
+        epoch: Epoch,
+        frame: Bytes,
+    ) -> Result<News, PeerFault> {
+        let mut news = News::default();
+        if epoch > newest {
+            return Err(PeerFault::Field {
+                message: Kind::Output.name(),
+                field: "epoch",
+                got: epoch.0,
+                expected: newest.0,
+            });
+        }
+        if self.mode == Mode::Standby {
+            return Ok(news);
+        }
+        #[cfg(feature = "mutations")]
+        let (epoch, frame) = self.mutated(epoch, frame);
+        self.side.waiting.theirs(epoch, frame);
+        self.release_agreed(&mut news);
+        Ok(news)
+    }
+
+    #[cfg(feature = "mutations")]
+    fn mutated(&self, epoch: Epoch, frame: Bytes) -> (Epoch, Bytes) {
+        let said = self.side.waiting.first();
+        let said = said.filter(|_| bug!(self, MismatchIgnored));
+        let stale = bug!(self, StaleOutputCompared);
+        let epoch = if stale {
+            self.side.waiting.epoch()
+        } else {
+            epoch
+        };
+        (epoch, said.unwrap_or(frame))
+    }
+
+    /// A client's frame of this length. `room` says whether the peer could be sent it.
+    ///
+    /// # Errors
+    /// If it cannot be numbered now: neither guest may see it, as if the wire had lost it.
+    pub(crate) fn heard(&mut self, len: usize, room: bool) -> Result<(Logged, News), News> {
+        let mirroring = self.side.mirroring;
+        let logged = (room || !mirroring).then(|| self.side.inputs.push(len, mirroring));
+        let Some(logged) = logged.flatten() else {
+            self.counts.dropped += 1;
+            return Err(News {
+                full: Some(Queue::Inputs),
+                wants: Some(Cause::Full),
+                left: None,
+            });
+        };
+        self.counts.inputs += 1;
+        let mut news = News::default();
+        if mirroring && self.side.inputs.filling() {
+            news.wants = Some(Cause::Full);
+        }
+        Ok((logged, news))
+    }
+
+    /// Whether client frames go to the other host too.
+    pub(crate) const fn mirrors(&self) -> bool {
+        self.side.mirroring
+    }
+
+    /// The other host has stored client frames up to this.
+    pub(crate) fn acknowledged(&mut self, index: u64) -> Result<News, PeerFault> {
+        if !self.side.inputs.ack(index) {
+            return Err(PeerFault::Field {
+                message: Kind::InputAck.name(),
+                field: "index",
+                got: index,
+                expected: self.side.inputs.last(),
+            });
+        }
+        let mut news = News::default();
+        self.release_agreed(&mut news);
+        Ok(news)
+    }
+
+    /// A checkpoint was asked for, after which the pair runs in this mode. From here on client
+    /// frames are kept on the other host, which starts from the state captured now.
+    pub(crate) fn requested(&mut self, mode: Mode) {
+        if mode == Mode::Lockstep && !self.side.mirroring {
+            self.side.mirroring = true;
+            self.side.inputs.forget_peer();
+        }
+    }
+
+    /// The guest is about to be captured: what it says from then on is held.
+    pub(crate) fn capturing(&mut self, epoch: Epoch) {
+        self.side.hold_from.get_or_insert(epoch);
+    }
+
+    /// The state is captured: whatever a frame waited for, a checkpoint is on its way.
+    pub(crate) fn captured(&mut self, epoch: Epoch) -> News {
+        let mut news = News::default();
+        self.side.asked = false;
+        if bug!(self, ReleaseBeforeReceived) {
+            self.release_covered(epoch, &mut news);
+        }
+        news
+    }
+
+    /// The other host holds checkpoint `epoch`, which consumed client frames up to `inputs`: what
+    /// was said before its capture may leave, and the next interval runs in `mode`.
+    pub(crate) fn commit(&mut self, epoch: Epoch, inputs: u64, mode: Mode) -> (News, Option<Mode>) {
+        let mut news = News::default();
+        let covered = if bug!(self, NewOutputWithOld) {
+            epoch.next()
+        } else {
+            epoch
+        };
+        self.release_covered(covered, &mut news);
+        self.side.inputs.cut(inputs);
+        let lockstep = mode == Mode::Lockstep;
+        self.side.waiting.commit(epoch, lockstep);
+        self.side.mirroring = lockstep;
+        (news, self.set_mode(mode))
+    }
+
+    /// The peer is gone: it stores nothing and says nothing. Whether it may own the VM is open, so
+    /// that what is held stays so.
+    pub(crate) fn forget_peer(&mut self) {
+        self.side.mirroring = false;
+        self.side.inputs.forget_peer();
+    }
+
+    /// Nobody else can own the VM now: everything that was held may leave.
+    pub(crate) fn open(&mut self, epoch: Epoch) -> News {
+        let mut news = News::default();
+        self.side.hold_from = None;
+        while let Some(frame) = self.side.waiting.any() {
+            self.release(frame, &mut news);
+        }
+        self.side.waiting.commit(epoch, false);
+        news
+    }
+
+    /// When the oldest frame that waits for its match came, unless it was noticed already.
+    pub(crate) fn unmatched_since(&self) -> Option<Instant> {
+        let compares = self.mode == Mode::Lockstep && !self.side.asked;
+        compares.then(|| self.side.waiting.oldest()).flatten()
+    }
+
+    /// It has waited too long: a checkpoint is asked for, once.
+    pub(crate) const fn noticed_unmatched(&mut self) {
+        self.side.asked = true;
+    }
+
+    fn release_covered(&mut self, epoch: Epoch, news: &mut News) {
+        while let Some(frame) = self.side.waiting.covered(epoch) {
+            self.release(frame, news);
+        }
+    }
+
+    fn release_agreed(&mut self, news: &mut News) {
+        let before = self.side.waiting.left();
+        let acked = self.side.inputs.acked();
+        while let Some(frame) = self.side.waiting.agreed(acked) {
+            self.counts.matched += 1;
+            self.release(frame, news);
+        }
+        let left = self.side.waiting.left();
+        if left != before {
+            news.left = Some((self.side.waiting.epoch(), left));
+        }
+        if self.side.waiting.diverged() {
+            self.counts.diverged += 1;
+            news.wants.get_or_insert(Cause::Diverged);
+        }
+    }
+}
+
+impl Serving {
+    const fn new(most_bytes: usize, born: Epoch, newest: u64) -> Self {
+        Self {
+            born,
+            hold_from: None,
+            waiting: Agreement::new(most_bytes),
+            inputs: InputLog::after(newest, most_bytes),
+            mirroring: false,
+            asked: false,
+        }
+    }
+}
+
+impl Outlet<Shadowing> {
+    /// Of a host without a replica.
+    pub(crate) const fn shadowing(config: &Config) -> Self {
+        Self {
+            #[cfg(feature = "mutations")]
+            bug: config.bug,
+            pass: config.pass,
+            most_bytes: config.hold_bytes,
+            mode: config.mode,
+            gate: Gate::new(config.hold_bytes),
+            counts: Counts::NONE,
+            side: Shadowing::new(config.hold_bytes),
+        }
+    }
+
+    /// This host has the VM, with the guest that ran here since checkpoint `epoch`: what the world
+    /// may not have heard of it is said again, and client frames are numbered on.
+    pub(crate) fn take_over(mut self, epoch: Epoch) -> Outlet<Serving> {
+        // The bounds are the same and the gate is empty, so that nothing is dropped here.
+        for frame in self.side.shadow.take() {
+            self.release(frame, &mut News::default());
+        }
+        self.boot(epoch)
+    }
+
+    /// This host has the VM, with a guest that begins anew.
+    pub(crate) fn boot(self, epoch: Epoch) -> Outlet<Serving> {
+        let newest = self.side.stored.newest();
+        let side = Serving::new(self.most_bytes, epoch, newest);
+        self.becomes(side)
+    }
+
+    /// Whether a frame that the guest here said after checkpoint `since` is compared by the other
+    /// host, and to be [kept](Self::keep); `newest` is the newest loaded.
+    pub(crate) fn is_said(
+        &self,
+        newest: Epoch,
+        since: Epoch,
+        frame: &Bytes,
+    ) -> Result<bool, Misuse> {
+        if since > newest {
+            return Err(Misuse::WrongEpoch { got: since, newest });
+        }
+        // What was said before the last commit never happened.
+        Ok(since == newest && self.mode == Mode::Lockstep && !passes(self.pass, frame))
+    }
+
+    /// Keeps a frame until the world has heard it from the other host.
+    pub(crate) fn keep(&mut self, frame: Bytes) -> Option<Queue> {
+        (!self.side.shadow.push(frame)).then_some(Queue::Shadow)
+    }
+
+    /// The first `count` frames since the checkpoint have left the other host.
+    pub(crate) fn heard_there(&mut self, count: u64) {
+        self.side.shadow.released(count);
+    }
+
+    /// Stores a client frame that the other host mirrors; `first` says that the one before it was
+    /// not mirrored.
+    pub(crate) fn store(&mut self, index: u64, first: bool, frame: Bytes) -> Result<(), PeerFault> {
+        if first {
+            self.side.stored.begin_anew();
+        }
+        let (message, field) = (Kind::Input.name(), "index");
+        within_reach(message, field, index)?;
+        match self.side.stored.push(index, frame) {
+            Ok(()) => {
+                self.side.unacknowledged = Some(index);
+                Ok(())
+            }
+            Err(NotStored::Gap { expected }) => Err(PeerFault::Field {
+                message,
+                field,
+                got: index,
+                expected,
+            }),
+            Err(NotStored::Full) => Err(PeerFault::OverLimit {
+                message,
+                field: "bytes since the cut",
+                got: index,
+                limit: self.most_bytes as u64 * 2,
+            }),
+        }
+    }
+
+    /// The newest client frame stored and not acknowledged, which acknowledges all before it.
+    pub(crate) const fn acknowledge(&mut self) -> Option<u64> {
+        self.side.unacknowledged.take()
+    }
+
+    /// The next client frame for the guest here: those it has not been given, and after a commit
+    /// those that the loaded state has not consumed.
+    pub(crate) fn poll_input(&mut self) -> Option<(u64, Bytes)> {
+        (self.mode == Mode::Lockstep)
+            .then(|| self.side.stored.poll())
+            .flatten()
+    }
+
+    /// All memory is about to be replaced: client frames of an earlier guest mean nothing.
+    pub(crate) fn begin_anew(&mut self) {
+        self.side.stored.clear();
+    }
+
+    /// A checkpoint is loaded that consumed client frames up to `inputs`; the next interval runs in
+    /// `mode`.
+    pub(crate) fn commit(&mut self, inputs: u64, mode: Mode) -> Option<Mode> {
+        self.side.stored.rewind(inputs);
+        self.side.shadow.commit();
+        self.set_mode(mode)
+    }
+
+    /// The peer is gone: nobody waits for an acknowledgement.
+    pub(crate) const fn forget_peer(&mut self) {
+        self.side.unacknowledged = None;
+    }
+}
+
+impl Shadowing {
+    const fn new(most_bytes: usize) -> Self {
+        Self {
+            // The primary bounds what it mirrors between two cuts; one transaction may overlap.
+            stored: StoredInputs::new(most_bytes.saturating_mul(2)),
+            unacknowledged: None,
+            shadow: Shadow::new(most_bytes),
+        }
+    }
+}
+
+impl Counts {
+    const NONE: Self = Self {
+        released: 0,
+        matched: 0,
+        dropped: 0,
+        diverged: 0,
+        inputs: 0,
+    };
+}
+
+/// Frames are counted on from what a peer says: it may not bring the count near its end.
+pub(crate) const fn within_reach(
+    message: &'static str,
+    field: &'static str,
+    got: u64,
+) -> Result<(), PeerFault> {
+    let limit = u64::MAX / 2;
+    if got <= limit {
+        return Ok(());
+    }
+    Err(PeerFault::OverLimit {
+        message,
+        field,
+        got,
+        limit,
+    })
+}
