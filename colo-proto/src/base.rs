@@ -10,7 +10,7 @@ use crate::{
     event::{Event, PeerLost},
     failover::Failover,
     guest_ops::GuestOps,
-    id::{Channel, Epoch, Generation, PAGE_SIZE, Role, Slot},
+    id::{Channel, Epoch, Generation, Role, Slot},
     machine::{
         Deadline, Demand, GuestDone, GuestOp, Input, Notify, Output, ReplicationOp, TimerKind,
         Transmit,
@@ -587,14 +587,6 @@ impl Base {
             return Ok(());
         }
         Err(Misuse::UnknownSlot(slot))
-    }
-
-    /// Pages that fit a send budget in bytes.
-    pub(crate) fn pages_for(budget: usize) -> u32 {
-        let pages = budget as u64 / PAGE_SIZE;
-        u32::try_from(pages)
-            .unwrap_or(u32::MAX)
-            .clamp(1, crate::wire::BATCH_PAGES)
     }
 
     pub(crate) fn op(&mut self, op: GuestOp) {

@@ -1,4 +1,5 @@
-//! Checkpoints: when ([`Pace`]), and in which phase each side is ([`Source`], [`Target`]).
+//! Checkpoints: when ([`Pace`]), the side that sends them ([`Sender`]) and the side that takes them
+//! ([`Receiver`]). Their phases:
 //!
 //! ```text
 //! primary   Alone ─▶ SyncHarvesting ⇄ SyncSending ─▶ SyncAwaitingDone ─┐   (rounds, guest running)
@@ -12,10 +13,14 @@
 //!               └── LoadingState ◀─ Replicating ◀─ CommittingRam ◀───────────┘ any break: finishes
 //! ```
 
+mod lanes;
 mod pace;
+mod receiver;
+mod sender;
 mod source;
 mod target;
 
 pub(crate) use pace::Pace;
-pub(crate) use source::{LaneEnds, Source, Transaction};
-pub(crate) use target::{Announced, Coming, StateBytes, Target, Whole};
+pub(crate) use receiver::{Broken, Receiver, Step};
+pub(crate) use sender::{Round, Sender};
+pub(crate) use source::Transaction;

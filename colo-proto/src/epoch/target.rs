@@ -1,6 +1,6 @@
 //! The secondary's phases.
 
-use super::source::LaneEnds;
+use super::lanes::LaneEnds;
 use crate::{id::Epoch, status::Mode};
 
 /// What the secondary holds and what it is doing about the next epoch.

@@ -5,16 +5,16 @@
 //! commands, the end.
 
 use alloc::string::String;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use core::time::Duration;
 
 use crate::{
     base::{Base, FRAMES_STUCK, Until},
     command::{Answer, Command, CommandId, Refusal},
-    epoch::{LaneEnds, Pace, Source, Transaction},
+    epoch::{Pace, Round, Sender, Transaction},
     error::{Misuse, PeerFault},
     event::{Cause, Event, PeerLost},
-    id::{Channel, Epoch, PAGE_SIZE, PageRuns, Role},
+    id::{Channel, Epoch, PageRuns, Role},
     machine::{
         Body, Captured, Deadline, Demand, GuestDone, GuestOp, GuestOpKind, Input, Machine, Notify,
         Output, ReplicationOp, TimerKind, Transmit,
@@ -23,18 +23,12 @@ use crate::{
     mutation::bug,
     output::{News, Outlet, Serving, Shadowing},
     pairing::link::Item,
-    ram::{CacheMode, PageSet},
+    ram::CacheMode,
     stats::{CheckpointTimes, Stats},
     status::{ColoMode, FailoverStatus, Mode, ResumePolicy, Status},
     time::Instant,
-    wire::{
-        BATCH_RUNS, FLAG_FIRST, FLAG_LIVE, HEAD_LEN, Hello, Kind, RUN_LEN, VmstateSend,
-        decode_reasons, decode_runs, encode_runs,
-    },
+    wire::{FLAG_FIRST, HEAD_LEN, Hello, Kind, VmstateSend, decode_reasons},
 };
-
-/// Synchronisation rounds go on while each at least halves what is left, down to this many pages.
-const SMALL_ROUND: u64 = 256;
 
 /// What stands between this host's guest and a failure of this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,23 +49,15 @@ enum Protection {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Primary {
     pub(crate) base: Base,
-    source: Source,
+    sender: Sender,
     protection: Protection,
     pace: Pace,
-    /// Pages to send next: of a round, or of the captured epoch.
-    pages: PageSet,
-    /// Pages the secondary wrote itself and reported with its reply.
-    theirs: PageSet,
-    peer_cache: CacheMode,
     /// Instance of the peer that the member wants synchronised.
     sync_peer: Option<BootId>,
     /// A peer that connected and has not said hello since then.
     greeting: Option<Instant>,
     outlet: Outlet<Serving>,
     detached: bool,
-    /// Pages left after the previous round.
-    last_left: u64,
-    said_not_converging: bool,
     /// The VM was taken away; the driver's [`Node`](crate::node::Node) makes this a secondary.
     pub(crate) demoted: bool,
 }
@@ -80,18 +66,13 @@ impl Primary {
     pub(crate) fn new(base: Base, outlet: Outlet<Serving>) -> Self {
         let config = &base.config;
         Self {
-            source: Source::Alone,
+            sender: Sender::new(config),
             protection: Protection::None,
             pace: Pace::new(config.longest, config.shortest, config.adaptive, base.now),
-            pages: PageSet::new(&config.slots),
-            theirs: PageSet::new(&config.slots),
-            peer_cache: CacheMode::default(),
             sync_peer: None,
             greeting: None,
             outlet,
             detached: false,
-            last_left: u64::MAX,
-            said_not_converging: false,
             demoted: false,
             base,
         }
@@ -152,7 +133,7 @@ impl Primary {
                 self.base.check_slot(slot)?;
                 match self.base.guest_ops.busy() {
                     Some(GuestOpKind::Harvest | GuestOpKind::Capture) => {
-                        self.pages.merge(slot, words);
+                        self.sender.dirty(slot, words);
                     }
                     busy => {
                         return Err(Misuse::UnexpectedDone {
@@ -205,8 +186,8 @@ impl Primary {
             );
             return true;
         }
-        if self.awaits_peer()
-            && let Some(why) = self.base.stalled(self.source.name())
+        if self.sender.awaits()
+            && let Some(why) = self.base.stalled(self.sender.name())
         {
             self.lose_peer(why, Some("no progress"));
             return true;
@@ -239,7 +220,7 @@ impl Primary {
             self.begin_sync();
             return true;
         }
-        if self.source == Source::Running && self.protection == Protection::Armed {
+        if self.sender.is_between() && self.protection == Protection::Armed {
             self.watch_compare();
             if self.base.guest_ops.idle() && now >= self.pace.due() {
                 let cause = self.pace.begin(now);
@@ -271,17 +252,18 @@ impl Primary {
                     .check_generation(&head)
                     .and_then(|()| match head.kind {
                         Kind::RoundDone => self.round_done(head.number),
-                        Kind::OwnDirty => self.own_dirty(&body),
+                        Kind::OwnDirty => self.sender.own_dirty(&body),
                         Kind::CheckpointReply => self.reply(head.number),
                         Kind::VmstateReceived => self.received(head.number),
-                        Kind::VmstateLoaded => self.loaded(head.number, false),
-                        Kind::CheckpointReady => self.loaded(head.number, true),
+                        Kind::VmstateLoaded | Kind::CheckpointReady => {
+                            self.loaded(head.number, head.kind)
+                        }
                         Kind::InputAck => {
                             let news = self.outlet.acknowledged(head.number)?;
                             self.tell(news);
                             Ok(())
                         }
-                        _ => Err(self.out_of_phase(head.kind)),
+                        _ => Err(self.sender.out_of_phase(head.kind)),
                     }),
             },
             Item::Frame(head, frame) => self.base.check_generation(&head).and_then(|()| {
@@ -291,21 +273,14 @@ impl Primary {
                     self.tell(news);
                     Ok(())
                 } else {
-                    Err(self.out_of_phase(head.kind))
+                    Err(self.sender.out_of_phase(head.kind))
                 }
             }),
             // Nothing is ever placed on a primary.
-            Item::Contents(head) | Item::Placed(head) => Err(self.out_of_phase(head.kind)),
+            Item::Contents(head) | Item::Placed(head) => Err(self.sender.out_of_phase(head.kind)),
         };
         if let Err(fault) = result {
             self.fault(fault);
-        }
-    }
-
-    fn out_of_phase(&self, kind: Kind) -> PeerFault {
-        PeerFault::OutOfPhase {
-            message: kind.name(),
-            state: self.source.name(),
         }
     }
 
@@ -319,7 +294,7 @@ impl Primary {
     /// A primary whose secondary another wire's translation has accepted and connected.
     pub(crate) fn accepted(base: Base, secondary: BootId) -> Self {
         let mut primary = Self::first(base);
-        primary.peer_cache = CacheMode::Full;
+        primary.sender.set_their_cache(CacheMode::Full);
         primary.base.peer = Some(secondary);
         primary.base.link.up_all();
         primary.pump();
@@ -335,21 +310,18 @@ impl Primary {
 
     /// The checkpoint in hand.
     pub(crate) fn transaction(&self) -> Option<Epoch> {
-        self.source.transaction().map(|tx| tx.epoch)
+        self.sender.transaction().map(|tx| tx.epoch)
     }
 
     /// Whether the secondary owes an answer.
     pub(crate) const fn awaits_reply(&self) -> bool {
-        matches!(
-            self.source,
-            Source::Requesting(_) | Source::AwaitingReceived(_) | Source::AwaitingLoaded(_)
-        )
+        self.sender.awaits_reply()
     }
 
     // ---- first contact ------------------------------------------------------------------------
 
     fn channel_up(&mut self, channel: Channel) -> Result<(), Misuse> {
-        let busy = self.base.link.is_up(channel) || self.source != Source::Alone;
+        let busy = self.base.link.is_up(channel) || !self.sender.is_alone();
         if busy {
             // The driver lets one connection a channel in; a second one means the first is dead.
             self.lose_peer(PeerLost::HungUp(channel), None);
@@ -371,7 +343,7 @@ impl Primary {
 
     fn hello(&mut self, body: &Bytes) -> Result<(), PeerFault> {
         if self.greeting.take().is_none() {
-            return Err(self.out_of_phase(Kind::Hello));
+            return Err(self.sender.out_of_phase(Kind::Hello));
         }
         let ours = self
             .base
@@ -404,7 +376,7 @@ impl Primary {
         }
         self.base.peer = Some(BootId(theirs.boot));
         self.base.pairing = self.base.member.generation();
-        self.peer_cache = theirs.cache;
+        self.sender.set_their_cache(theirs.cache);
         let head = self.base.head(Kind::Welcome, 0);
         let body = ours.encode();
         self.base.send(Channel::Control, head, &body);
@@ -415,7 +387,7 @@ impl Primary {
     // ---- first synchronisation ------------------------------------------------------------------
 
     fn may_synchronise(&self) -> bool {
-        self.source == Source::Alone
+        self.sender.is_alone()
             && self.protection == Protection::None
             && self.base.peer.is_some()
             && (self.base.peer == self.sync_peer || self.base.member.is_told())
@@ -426,58 +398,38 @@ impl Primary {
 
     fn begin_sync(&mut self) {
         self.protection = Protection::Syncing;
-        self.pages.fill();
-        self.last_left = u64::MAX;
-        self.said_not_converging = false;
+        self.sender.begin();
         self.base.progress = self.base.now;
         self.base
             .op(GuestOp::Replication(ReplicationOp::Start(Role::Primary)));
         self.base.op(GuestOp::Harvest);
-        self.source = Source::SyncHarvesting { round: 0 };
     }
 
     fn harvested(&mut self) {
-        let Source::SyncHarvesting { round } = self.source else {
-            return;
-        };
-        let left = self.pages.count();
-        let most = self.base.config.last_round_pages;
-        let halves = left <= self.last_left / 2;
-        if round > 0 && left <= most && (left <= SMALL_ROUND || !halves) {
-            return self.request(Cause::FirstSync, true);
+        match self.sender.harvested() {
+            None => {}
+            Some(Round::Last) => self.request(Cause::FirstSync, true),
+            Some(Round::Next {
+                round,
+                pages,
+                not_converging,
+            }) => {
+                if not_converging {
+                    let most = self.base.config.last_round_pages;
+                    self.base.event(Event::NotConverging { pages, most });
+                }
+                let sent = 0;
+                self.base.event(Event::Synchronising { round, pages, sent });
+            }
         }
-        if round > 0 && !halves && !core::mem::replace(&mut self.said_not_converging, true) {
-            self.base.event(Event::NotConverging { pages: left, most });
-        }
-        self.last_left = left;
-        self.base.event(Event::Synchronising {
-            round,
-            pages: left,
-            sent: 0,
-        });
-        self.source = Source::SyncSending {
-            round,
-            pages: left,
-            lanes: LaneEnds::default(),
-        };
     }
 
     fn round_done(&mut self, number: u64) -> Result<(), PeerFault> {
-        match self.source {
-            Source::SyncAwaitingDone { round, pages } if u64::from(round) == number => {
-                self.base.event(Event::Synchronising {
-                    round,
-                    pages,
-                    sent: pages,
-                });
-                self.base.op(GuestOp::Harvest);
-                self.source = Source::SyncHarvesting {
-                    round: round.saturating_add(1),
-                };
-                Ok(())
-            }
-            _ => Err(self.out_of_phase(Kind::RoundDone)),
-        }
+        let (round, pages) = self.sender.round_done(number)?;
+        let sent = pages;
+        self.base.event(Event::Synchronising { round, pages, sent });
+        self.base.op(GuestOp::Harvest);
+        Ok(())
     }
 
     // ---- a checkpoint, step by step -------------------------------------------------------------
@@ -497,46 +449,16 @@ impl Primary {
             times: CheckpointTimes::default(),
         };
         self.outlet.requested(tx.mode);
-        if !first {
-            self.pages.clear();
-        }
-        self.theirs.clear();
         self.base.send_control(Kind::CheckpointRequest, epoch.0);
         self.base.progress = self.base.now;
-        self.source = Source::Requesting(tx);
+        self.sender.request(tx);
         self.base.local(Local::CheckpointRunning(true));
-    }
-
-    fn own_dirty(&mut self, body: &[u8]) -> Result<(), PeerFault> {
-        let message = Kind::OwnDirty.name();
-        if !matches!(self.source, Source::Requesting(_)) || self.peer_cache == CacheMode::Full {
-            return Err(self.out_of_phase(Kind::OwnDirty));
-        }
-        let runs = decode_runs(message, body).map_err(|error| PeerFault::Decode {
-            channel: Channel::Control,
-            error,
-        })?;
-        for run in &runs {
-            if !self.theirs.insert(*run) {
-                return Err(PeerFault::BadRun { message, run: *run });
-            }
-        }
-        Ok(())
     }
 
     /// CHECKPOINT_REPLY: the secondary is stopped. Capture: what is dirty, what it wrote itself,
     /// and what the last live round left.
     fn reply(&mut self, number: u64) -> Result<(), PeerFault> {
-        let mut tx = match &self.source {
-            Source::Requesting(tx) if tx.epoch.0 == number => tx.clone(),
-            _ => return Err(self.out_of_phase(Kind::CheckpointReply)),
-        };
-        tx.times.reply = tx.lap(self.base.now);
-        self.pages.union(&self.theirs);
-        let also = self.pages.take_runs(u32::MAX, usize::MAX);
-        for run in &also {
-            self.pages.insert(*run);
-        }
+        let (epoch, also) = self.sender.reply(self.base.now, number)?;
         let resume = self.base.config.resume == ResumePolicy::AfterCapture && self.may_run();
         let also = if bug!(self.base.config, CaptureWithoutAlso) {
             PageRuns::default()
@@ -544,12 +466,11 @@ impl Primary {
             also
         };
         self.base.op(GuestOp::Capture {
-            epoch: tx.epoch,
+            epoch,
             also,
             resume,
         });
-        self.outlet.capturing(tx.epoch);
-        self.source = Source::Capturing(tx);
+        self.outlet.capturing(epoch);
         Ok(())
     }
 
@@ -557,17 +478,10 @@ impl Primary {
     fn captured(&mut self, captured: Captured) {
         self.base.epoch = self.base.epoch.max(captured.epoch);
         self.base.stats.longest_pause = self.base.stats.longest_pause.max(captured.pause);
-        let mut tx = match &self.source {
-            Source::Capturing(tx) if tx.epoch == captured.epoch => tx.clone(),
+        let Some(tx) = self.sender.captured(self.base.now, &captured) else {
             // Given up meanwhile: the guest runs again by itself.
-            _ => return,
+            return;
         };
-        tx.lap(self.base.now);
-        tx.times.live = captured.live;
-        tx.times.pause = captured.pause;
-        tx.pages = self.pages.count();
-        tx.inputs = captured.inputs;
-        tx.state_len = captured.state_len;
         if tx.state_len > self.base.config.state_bytes {
             let why = alloc::format!(
                 "device state of {} bytes, limit {}",
@@ -591,20 +505,11 @@ impl Primary {
         let mut head = self.base.head(Kind::VmstateSend, tx.epoch.0);
         head.arg = u32::from(tx.mode == Mode::Lockstep);
         self.base.send(Channel::Control, head, &body);
-        self.source = Source::Sending {
-            tx,
-            lanes: LaneEnds::default(),
-            state_sent: false,
-        };
     }
 
     /// VMSTATE_RECEIVED: the commit point. What was said before the capture may leave.
     fn received(&mut self, number: u64) -> Result<(), PeerFault> {
-        let mut tx = match &self.source {
-            Source::AwaitingReceived(tx) if tx.epoch.0 == number => tx.clone(),
-            _ => return Err(self.out_of_phase(Kind::VmstateReceived)),
-        };
-        tx.times.received = tx.lap(self.base.now);
+        let tx = self.sender.received(self.base.now, number)?;
         let (news, changed) = self.outlet.commit(tx.epoch, tx.inputs, tx.mode);
         self.tell(news);
         if let Some(mode) = changed {
@@ -612,25 +517,13 @@ impl Primary {
         }
         self.base.notify(Notify::CompareCheckpoint(tx.epoch));
         self.base.local(Local::Applied(tx.epoch));
-        self.source = Source::AwaitingLoaded(tx);
         Ok(())
     }
 
     /// VMSTATE_LOADED, or CHECKPOINT_READY for the first one: the secondary runs (lockstep) or
     /// waits (standby) with the new state.
-    fn loaded(&mut self, number: u64, ready: bool) -> Result<(), PeerFault> {
-        let mut tx = match &self.source {
-            Source::AwaitingLoaded(tx) if tx.epoch.0 == number && tx.first == ready => tx.clone(),
-            _ => {
-                return Err(self.out_of_phase(if ready {
-                    Kind::CheckpointReady
-                } else {
-                    Kind::VmstateLoaded
-                }));
-            }
-        };
-        tx.times.loaded = tx.lap(self.base.now);
-        self.source = Source::Running;
+    fn loaded(&mut self, number: u64, kind: Kind) -> Result<(), PeerFault> {
+        let tx = self.sender.loaded(self.base.now, number, kind)?;
         self.base.local(Local::CheckpointRunning(false));
         let stats = &mut self.base.stats;
         stats.checkpoints += 1;
@@ -669,93 +562,6 @@ impl Primary {
         self.base.failover.enter(ColoMode::Primary);
         let (mode, epoch) = (self.outlet.mode(), self.base.epoch);
         self.base.event(Event::Protected { mode, epoch });
-    }
-
-    // ---- sending pages --------------------------------------------------------------------------
-
-    fn poll_pages(&mut self, lane: u8, budget: usize) -> Option<Transmit> {
-        let (lanes, number, live) = match &mut self.source {
-            Source::SyncSending { round, lanes, .. } => (lanes, u64::from(*round), true),
-            Source::Sending { tx, lanes, .. } => (lanes, tx.epoch.0, false),
-            _ => return None,
-        };
-        if lanes.has_ended(lane) {
-            return None;
-        }
-        let flags = if live { FLAG_LIVE } else { 0 };
-        let runs = self.pages.take_runs(Base::pages_for(budget), BATCH_RUNS);
-        let transmit = if runs.is_empty() {
-            lanes.end(lane);
-            let mut head = crate::wire::Head::new(Kind::LaneEnd, self.base.pairing, number);
-            head.flags = flags;
-            head.count = lanes.pages(lane);
-            Transmit {
-                head: head.with_body(&[]),
-                body: Body::Empty,
-            }
-        } else {
-            let pages = u32::try_from(runs.pages()).unwrap_or(u32::MAX);
-            lanes.add(lane, pages);
-            if live {
-                self.base.stats.sync_pages += u64::from(pages);
-            }
-            let (head, body) = pages_message(self.base.pairing, number, flags, runs, live);
-            Transmit { head, body }
-        };
-        self.sent_progress();
-        Some(transmit)
-    }
-
-    fn poll_state(&mut self) -> Option<Transmit> {
-        let Source::Sending { tx, state_sent, .. } = &mut self.source else {
-            return None;
-        };
-        if core::mem::replace(state_sent, true) {
-            return None;
-        }
-        let mut head = crate::wire::Head::new(Kind::VmstateSize, self.base.pairing, tx.epoch.0);
-        // Bounded by `state_bytes`, which is at most 1 GiB.
-        head.len = u32::try_from(tx.state_len).unwrap_or(u32::MAX);
-        let mut out = BytesMut::with_capacity(HEAD_LEN);
-        head.put(&mut out);
-        let body = if tx.state_len == 0 {
-            Body::Empty
-        } else {
-            Body::State(0..tx.state_len)
-        };
-        self.sent_progress();
-        Some(Transmit {
-            head: out.freeze(),
-            body,
-        })
-    }
-
-    /// Whether the last message of a round or an epoch has been handed out.
-    fn sent_progress(&mut self) {
-        self.base.progress = self.base.now;
-        let lanes_here = self.base.config.lanes;
-        match &self.source {
-            Source::SyncSending {
-                round,
-                pages,
-                lanes,
-            } if lanes.all_ended(lanes_here) => {
-                self.source = Source::SyncAwaitingDone {
-                    round: *round,
-                    pages: *pages,
-                };
-            }
-            Source::Sending {
-                tx,
-                lanes,
-                state_sent: true,
-            } if lanes.all_ended(lanes_here) => {
-                let mut tx = tx.clone();
-                tx.times.send = tx.lap(self.base.now);
-                self.source = Source::AwaitingReceived(tx);
-            }
-            _ => {}
-        }
     }
 
     // ---- output and input -------------------------------------------------------------------------
@@ -848,7 +654,7 @@ impl Primary {
 
     fn should_run(&self) -> bool {
         let ordered = self.base.config.resume == ResumePolicy::AfterLoad
-            && self.source.stopped_until_loaded();
+            && self.sender.stopped_until_loaded();
         self.may_run() && !ordered
     }
 
@@ -860,11 +666,8 @@ impl Primary {
             Command::CheckpointNow if !armed => self.base.refuse(id, Refusal::NotProtected),
             Command::CheckpointNow => {
                 self.pace.want(Cause::Asked);
-                let least = match self.source.transaction() {
-                    Some(tx) if matches!(self.source, Source::Requesting(_)) => tx.epoch,
-                    Some(tx) => tx.epoch.next(),
-                    None => self.base.epoch.next(),
-                };
+                let newest = self.sender.captured_already().unwrap_or(self.base.epoch);
+                let least = newest.next();
                 self.base.wait(id, Until::Checkpoint(least));
             }
             Command::LostHeartbeat if self.base.failover.mode == ColoMode::None => {
@@ -983,19 +786,16 @@ impl Primary {
     /// The peer is of no use any more. The guest here runs on; what it said stays held until
     /// nobody else can own the VM.
     fn lose_peer(&mut self, why: PeerLost, said: Option<&str>) {
-        let aborted = self.source.transaction().is_some();
-        let had_peer = self.base.link.any_up() || self.source != Source::Alone;
+        let had_peer = self.base.link.any_up() || !self.sender.is_alone();
+        let aborted = self.sender.abandon();
         self.greeting = None;
         self.base.stats.aborted += u64::from(aborted);
         if let Some(said) = said {
             self.base.send_leave(said);
         }
         self.base.hang_up();
-        self.source = Source::Alone;
         self.base.guest_ops.forget_queued();
         self.outlet.forget_peer();
-        self.pages.clear();
-        self.theirs.clear();
         if had_peer {
             self.base.event(Event::PeerLeft(why));
         }
@@ -1085,11 +885,6 @@ impl Primary {
         self.base.notify(Notify::Shadows);
         self.demoted = true;
     }
-
-    /// Whether the phase ends only if the peer or the guest side does something.
-    const fn awaits_peer(&self) -> bool {
-        !matches!(self.source, Source::Alone | Source::Running)
-    }
 }
 
 impl Machine for Primary {
@@ -1120,11 +915,12 @@ impl Machine for Primary {
         if !self.base.link.is_up(channel) {
             return None;
         }
-        let transmit = match channel {
-            Channel::Ram(lane) => self.poll_pages(lane, budget),
-            Channel::Control => self.poll_state(),
-            Channel::Net | Channel::Disk => None,
-        }?;
+        let (now, generation) = (self.base.now, self.base.pairing);
+        let transmit = self.sender.poll(now, generation, channel, budget)?;
+        if let Body::Live(runs) = &transmit.body {
+            self.base.stats.sync_pages += runs.pages();
+        }
+        self.base.progress = now;
         self.base.link.handed_out(channel, &transmit);
         Some(transmit)
     }
@@ -1139,7 +935,7 @@ impl Machine for Primary {
             at: since + base.config.handshake,
             why: TimerKind::Handshake,
         });
-        let running = self.source == Source::Running && self.protection == Protection::Armed;
+        let running = self.sender.is_between() && self.protection == Protection::Armed;
         let epoch = (running && base.guest_ops.idle()).then(|| Deadline {
             at: self.pace.due(),
             why: TimerKind::Epoch,
@@ -1149,7 +945,7 @@ impl Machine for Primary {
             at: at + base.config.compare_timeout,
             why: TimerKind::Compare,
         });
-        let stall = self.awaits_peer().then(|| base.stall());
+        let stall = self.sender.awaits().then(|| base.stall());
         let arming = match self.protection {
             Protection::Arming(since) => Some(Deadline {
                 at: since + base.config.stall,
@@ -1171,7 +967,7 @@ impl Machine for Primary {
             phase: match self.protection {
                 Protection::Arming(_) => "arranging ownership",
                 Protection::Severed => "settling ownership",
-                _ => self.source.name(),
+                _ => self.sender.name(),
             },
             mode: self.outlet.mode(),
             checkpoint_delay: self.pace.longest(),
@@ -1179,29 +975,4 @@ impl Machine for Primary {
             ..self.base.status()
         }
     }
-}
-
-/// Head, table and body of one batch.
-fn pages_message(
-    generation: crate::id::Generation,
-    number: u64,
-    flags: u8,
-    runs: PageRuns,
-    live: bool,
-) -> (Bytes, Body) {
-    let mut head = crate::wire::Head::new(Kind::Pages, generation, number);
-    let table = runs.as_slice().len() * RUN_LEN;
-    head.flags = flags;
-    head.count = u32::try_from(runs.as_slice().len()).unwrap_or(u32::MAX);
-    head.arg = u32::try_from(runs.pages()).unwrap_or(u32::MAX);
-    head.len = u32::try_from(table as u64 + runs.pages() * PAGE_SIZE).unwrap_or(u32::MAX);
-    let mut out = BytesMut::with_capacity(HEAD_LEN + table);
-    head.put(&mut out);
-    encode_runs(&runs, &mut out);
-    let body = if live {
-        Body::Live(runs)
-    } else {
-        Body::Staged(runs)
-    };
-    (out.freeze(), body)
 }

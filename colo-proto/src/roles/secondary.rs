@@ -14,26 +14,22 @@ use core::time::Duration;
 use crate::{
     base::{Base, FRAMES_STUCK, Until},
     command::{Answer, Command, CommandId, Refusal},
-    epoch::{Announced, Coming, LaneEnds, StateBytes, Target, Whole},
+    epoch::{Broken, Receiver, Step},
     error::{Misuse, PeerFault},
     event::{Event, PeerLost},
-    id::{Channel, Epoch, Generation, PageRun, Role},
+    id::{Channel, Epoch, Generation, Role},
     machine::{
         Deadline, Demand, GuestDone, GuestOp, GuestOpKind, Input, Machine, Notify, Output,
-        ReplicationOp, Sink, TimerKind, Transmit,
+        ReplicationOp, TimerKind, Transmit,
     },
     member::{BootId, Command as MemberCommand, Local, MemberOutput, MemberState},
     mutation::bug,
-    output::{Outlet, Serving, Shadowing, within_reach},
+    output::{Outlet, Serving, Shadowing},
     pairing::link::Item,
-    ram::{Cache, CacheMode, PageSet},
     stats::Stats,
     status::{ColoMode, FailoverStatus, Mode, Status},
     time::Instant,
-    wire::{
-        BATCH_RUNS, FLAG_FIRST, FLAG_LIVE, HEAD_LEN, Head, Hello, Kind, RUN_LEN, VmstateSend,
-        decode_reasons, decode_runs, encode_runs,
-    },
+    wire::{FLAG_FIRST, HEAD_LEN, Head, Hello, Kind, RUN_LEN, decode_reasons, encode_runs},
 };
 
 /// The secondary of a pair, or a host that wants to become one. See the
@@ -41,21 +37,15 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Secondary {
     pub(crate) base: Base,
-    target: Target,
+    receiver: Receiver,
     dialling: Dialling,
     /// How long the next attempt waits, if this one fails as the last ones did.
     pause: Duration,
-    cache: Cache,
-    /// Own dirty pages still to be reported with the reply.
-    reporting: PageSet,
     outlet: Outlet<Shadowing>,
-    peer_lanes: u8,
     /// The member waits for the checkpoint in hand to be finished or dropped.
     settling: bool,
     /// An operator wants no owner sought.
     detached: bool,
-    /// The guest ran since the last commit, so that it may have written memory.
-    ran: bool,
     /// The generation granted to this host; the driver's [`Node`](crate::node::Node) makes this a
     /// primary.
     pub(crate) promoted: Option<Promotion>,
@@ -85,16 +75,12 @@ impl Secondary {
     pub(crate) fn new(base: Base, outlet: Outlet<Shadowing>) -> Self {
         let config = &base.config;
         Self {
-            target: Target::Empty,
+            receiver: Receiver::new(config),
             dialling: Dialling::At(base.now),
             pause: config.redial,
-            cache: Cache::new(config.cache, &config.slots),
-            reporting: PageSet::new(&config.slots),
             outlet,
-            peer_lanes: config.lanes,
             settling: false,
             detached: false,
-            ran: false,
             promoted: None,
             base,
         }
@@ -160,7 +146,7 @@ impl Secondary {
                 self.base.check_slot(slot)?;
                 match self.base.guest_ops.busy() {
                     Some(GuestOpKind::Harvest) => {
-                        self.cache.own_dirty(slot, words);
+                        self.receiver.own_dirty(slot, words);
                     }
                     // Asked for by the primary that this host was until now.
                     Some(GuestOpKind::Capture) => {}
@@ -207,20 +193,15 @@ impl Secondary {
     /// One step that needs no further input. False if there is none.
     fn advance(&mut self) -> bool {
         let now = self.base.now;
-        if let Target::Pausing(coming) = self.target
-            && self.base.guest_ops.idle_and_stopped()
+        if self.base.guest_ops.idle_and_stopped()
+            && let Some(step) = self.receiver.paused()
         {
-            self.target = Target::Harvesting(coming);
-            if self.ran {
-                self.base.op(GuestOp::Harvest);
-            } else {
-                self.harvested();
-            }
+            self.step(step);
             return true;
         }
         if self.base.failover.mode == ColoMode::None
             && self.base.member.state() == MemberState::Secondary
-            && matches!(self.target, Target::Shadowing)
+            && self.receiver.is_whole()
         {
             // The state is whole here and the owner has said that this host may take over.
             self.base.failover.enter(ColoMode::Secondary);
@@ -229,16 +210,16 @@ impl Secondary {
             self.base.event(Event::Protected { mode, epoch });
             return true;
         }
-        let settled = !self.target.loading() || bug!(self.base.config, SettledWhileLoading);
+        let settled = !self.receiver.loading() || bug!(self.base.config, SettledWhileLoading);
         if self.settling && settled {
             self.settling = false;
             self.base.local(Local::Settled);
             return true;
         }
-        if self.is_alone() && !matches!(self.target, Target::Empty) {
+        if self.is_alone() && !self.receiver.is_empty() {
             // Whatever replica there was, the member has given it up.
             self.leave_colo();
-            self.target = Target::Empty;
+            self.receiver.discard();
         }
         if let Dialling::At(at) = self.dialling
             && now >= at
@@ -259,8 +240,8 @@ impl Secondary {
             self.lose_peer(why, Some(FRAMES_STUCK));
             return true;
         }
-        if self.awaits_peer()
-            && let Some(why) = self.base.stalled(self.target.name())
+        if self.receiver.awaits()
+            && let Some(why) = self.base.stalled(self.receiver.name())
         {
             // Past the commit point only the guest side here can end the wait; it goes on.
             self.base.progress = now;
@@ -294,14 +275,17 @@ impl Secondary {
             Item::Contents(head) => self
                 .base
                 .check_generation(&head)
-                .and_then(|()| self.state_announced(channel, head)),
-            Item::Placed(head) => self.placed(head),
+                .and_then(|()| self.state_announced(channel, &head)),
+            Item::Placed(head) => {
+                self.receiver.placed(&head);
+                self.check_whole()
+            }
             Item::Frame(head, frame) => self.base.check_generation(&head).and_then(|()| {
                 if head.kind == Kind::Input {
                     let first = head.flags & FLAG_FIRST != 0;
                     self.outlet.store(head.number, first, frame)
                 } else {
-                    Err(self.out_of_phase(head.kind))
+                    Err(self.receiver.out_of_phase(head.kind))
                 }
             }),
         };
@@ -312,10 +296,14 @@ impl Secondary {
 
     fn message(&mut self, channel: Channel, head: Head, body: &Bytes) -> Result<(), PeerFault> {
         match head.kind {
-            Kind::Pages => self.pages(channel, head, body),
-            Kind::LaneEnd => self.lane_end(channel, head),
+            Kind::Pages => self.pages(channel, &head, body),
+            Kind::LaneEnd => self.lane_end(channel, &head),
             Kind::CheckpointRequest => self.request(head.number),
-            Kind::VmstateSend => self.announced(head, body),
+            Kind::VmstateSend => {
+                self.receiver.announced(&head, body)?;
+                self.check_whole()
+            }
+
             Kind::Released => {
                 if Epoch(head.number) == self.base.epoch {
                     self.outlet.heard_there(u64::from(head.count));
@@ -324,21 +312,14 @@ impl Secondary {
             }
             Kind::Goodbye => {
                 self.lose_peer(PeerLost::Goodbye, None);
-                if !self.target.loading() {
+                if !self.receiver.loading() {
                     self.leave_colo();
-                    self.target = Target::Empty;
+                    self.receiver.discard();
                 }
                 self.base.local(Local::ReplicaLost);
                 Ok(())
             }
-            _ => Err(self.out_of_phase(head.kind)),
-        }
-    }
-
-    fn out_of_phase(&self, kind: Kind) -> PeerFault {
-        PeerFault::OutOfPhase {
-            message: kind.name(),
-            state: self.target.name(),
+            _ => Err(self.receiver.out_of_phase(head.kind)),
         }
     }
 
@@ -387,7 +368,7 @@ impl Secondary {
 
     fn welcome(&mut self, head: &Head, body: &Bytes) -> Result<(), PeerFault> {
         let Dialling::Connecting(..) = self.dialling else {
-            return Err(self.out_of_phase(Kind::Welcome));
+            return Err(self.receiver.out_of_phase(Kind::Welcome));
         };
         let theirs =
             Hello::decode(Kind::Welcome.name(), body).map_err(|error| PeerFault::Decode {
@@ -423,377 +404,116 @@ impl Secondary {
     // ---- pages --------------------------------------------------------------------------------
 
     /// The table of a batch: decides where its pages go, before a byte of them is read.
-    fn pages(&mut self, channel: Channel, head: Head, table: &[u8]) -> Result<(), PeerFault> {
-        let message = Kind::Pages.name();
-        let runs =
-            decode_runs(message, table).map_err(|error| PeerFault::Decode { channel, error })?;
-        if runs.pages() != u64::from(head.arg) {
-            return Err(PeerFault::Field {
-                message,
-                field: "arg",
-                got: u64::from(head.arg),
-                expected: runs.pages(),
-            });
-        }
-        let live = head.flags & FLAG_LIVE != 0;
+    fn pages(&mut self, channel: Channel, head: &Head, table: &[u8]) -> Result<(), PeerFault> {
+        let runs = Receiver::table(channel, head, table)?;
         let Channel::Ram(lane) = channel else {
-            return Err(self.out_of_phase(Kind::Pages));
+            return Err(self.receiver.out_of_phase(Kind::Pages));
         };
-        if live {
-            let lanes = self.round(head.number, Kind::Pages)?;
-            if lanes.has_ended(lane) {
-                return Err(self.out_of_phase(Kind::Pages));
-            }
-            lanes.add(lane, head.arg);
-            for run in &runs {
-                if !self.cache.within(*run) {
-                    return Err(PeerFault::BadRun { message, run: *run });
-                }
-                if self.base.config.cache == CacheMode::Full {
-                    self.cache.receive(*run);
-                }
-            }
-            let sink = match self.base.config.cache {
-                CacheMode::Full => Sink::Cache(runs),
-                CacheMode::Union => Sink::Guest(runs),
-            };
-            self.base.link.place(channel, sink);
-            return Ok(());
-        }
-        let first = self.target.coming().is_some_and(|c| c.first);
-        let coming = self.receiving(head.number, Kind::Pages)?;
-        if coming.lanes.has_ended(lane) {
-            return Err(self.out_of_phase(Kind::Pages));
-        }
-        coming.lanes.add(lane, head.arg);
-        for run in &runs {
-            // With a full cache the live rounds were received too; there a page may come again.
-            let again =
-                self.cache.has(*run) && !(first && self.base.config.cache == CacheMode::Full);
-            self.arrive(*run, again)?;
-        }
-        self.base.link.place(channel, Sink::Cache(runs));
+        self.begin(head);
+        let sink = self.receiver.pages(lane, head, runs)?;
+        self.base.link.place(channel, sink);
         Ok(())
     }
 
-    fn arrive(&mut self, run: PageRun, again: bool) -> Result<(), PeerFault> {
-        let message = Kind::Pages.name();
-        if again {
-            return Err(PeerFault::Repeated { message, run });
-        }
-        if !self.cache.receive(run) {
-            return Err(PeerFault::BadRun { message, run });
-        }
-        Ok(())
+    fn lane_end(&mut self, channel: Channel, head: &Head) -> Result<(), PeerFault> {
+        let Channel::Ram(lane) = channel else {
+            return Err(self.receiver.out_of_phase(Kind::LaneEnd));
+        };
+        self.begin(head);
+        let step = self.receiver.lane_end(lane, head)?;
+        self.step(step);
+        self.check_whole()
     }
 
-    fn placed(&mut self, head: Head) -> Result<(), PeerFault> {
-        if head.kind == Kind::VmstateSize {
-            if let Target::Receiving(coming) = &mut self.target
-                && let StateBytes::Coming(len) = coming.state
-            {
-                coming.state = StateBytes::Here(len);
-                if bug!(self.base.config, CommitPartial) {
-                    coming.pages = coming.announced.map_or(0, |a| a.pages);
-                    for lane in 0..self.peer_lanes {
-                        coming.lanes.end(lane);
-                    }
-                }
-            }
-            return self.check_whole();
-        }
-        if head.flags & FLAG_LIVE == 0
-            && let Target::Receiving(coming) = &mut self.target
-        {
-            coming.pages += u64::from(head.arg);
-            return self.check_whole();
-        }
-        Ok(())
-    }
-
-    /// The ends of the live round `number`, which begins with the first message of it.
-    fn round(&mut self, number: u64, kind: Kind) -> Result<&mut LaneEnds, PeerFault> {
-        if matches!(self.target, Target::Empty) && number == 0 {
-            // All memory is replaced: what the guest of an earlier pairing wrote is of no account.
-            self.cache.begin_anew();
+    /// A live message may be the first of all: disks begin with it, and client frames anew.
+    fn begin(&mut self, head: &Head) {
+        if self.receiver.begins(head) {
             self.outlet.begin_anew();
-            self.ran = false;
-            self.target = Target::Synchronising {
-                round: 0,
-                lanes: LaneEnds::default(),
-            };
-            self.base
-                .op(GuestOp::Replication(ReplicationOp::Start(Role::Secondary)));
-        }
-        let fault = self.out_of_phase(kind);
-        match &mut self.target {
-            Target::Synchronising { round, lanes } if u64::from(*round) == number => Ok(lanes),
-            _ => Err(fault),
+            let start = ReplicationOp::Start(Role::Secondary);
+            self.base.op(GuestOp::Replication(start));
         }
     }
 
-    fn receiving(&mut self, number: u64, kind: Kind) -> Result<&mut Coming, PeerFault> {
-        let fault = self.out_of_phase(kind);
-        match &mut self.target {
-            Target::Receiving(coming) if coming.epoch.0 == number => Ok(coming),
-            _ => Err(fault),
+    /// Does what the receiver wants next.
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Nothing => {}
+            Step::Tell(kind, number) => {
+                self.base.send_control(kind, number);
+                self.base.progress = self.base.now;
+            }
+            Step::Do(op) => self.base.op(op),
         }
-    }
-
-    fn lane_end(&mut self, channel: Channel, head: Head) -> Result<(), PeerFault> {
-        let Channel::Ram(lane) = channel else {
-            return Err(self.out_of_phase(Kind::LaneEnd));
-        };
-        let live = head.flags & FLAG_LIVE != 0;
-        let lanes = self.peer_lanes;
-        let ends = if live {
-            self.round(head.number, Kind::LaneEnd)?
-        } else {
-            &mut self.receiving(head.number, Kind::LaneEnd)?.lanes
-        };
-        if ends.pages(lane) != head.count {
-            return Err(PeerFault::Field {
-                message: Kind::LaneEnd.name(),
-                field: "count",
-                got: u64::from(head.count),
-                expected: u64::from(ends.pages(lane)),
-            });
-        }
-        if !ends.end(lane) {
-            return Err(self.out_of_phase(Kind::LaneEnd));
-        }
-        if !live {
-            return self.check_whole();
-        }
-        if ends.all_ended(lanes) {
-            self.base.send_control(Kind::RoundDone, head.number);
-            let round = u32::try_from(head.number)
-                .unwrap_or(u32::MAX)
-                .saturating_add(1);
-            self.target = Target::Synchronising {
-                round,
-                lanes: LaneEnds::default(),
-            };
-        }
-        Ok(())
     }
 
     // ---- a checkpoint, step by step -------------------------------------------------------------
 
     /// CHECKPOINT_REQUEST: stop.
     fn request(&mut self, number: u64) -> Result<(), PeerFault> {
-        let first = match self.target {
-            Target::Synchronising { .. } => true,
-            Target::Shadowing => false,
-            _ => return Err(self.out_of_phase(Kind::CheckpointRequest)),
-        };
-        if number <= self.base.epoch.0 && !first {
-            return Err(PeerFault::Field {
-                message: Kind::CheckpointRequest.name(),
-                field: "epoch",
-                got: number,
-                expected: self.base.epoch.0.saturating_add(1),
-            });
-        }
-        self.target = Target::Pausing(Coming::new(Epoch(number), first));
+        self.receiver.request(self.base.epoch, number)?;
         self.base.local(Local::CheckpointRunning(true));
         Ok(())
     }
 
-    /// What this side wrote itself is known: report it, then reply.
+    /// What this side wrote itself is known: it is reported, then the reply.
     fn harvested(&mut self) {
-        let Target::Harvesting(coming) = self.target else {
-            return;
-        };
-        self.reporting.clear();
-        let forgets = bug!(self.base.config, OwnPagesForgotten);
-        if self.base.config.cache == CacheMode::Union && !coming.first && !forgets {
-            self.reporting.union(self.cache.own());
-        }
-        self.target = Target::Replying(coming);
-        self.report();
-    }
-
-    /// CHECKPOINT_REPLY follows the last report.
-    fn report(&mut self) {
-        if let Target::Replying(coming) = self.target
-            && self.reporting.is_empty()
-        {
-            self.base
-                .send_control(Kind::CheckpointReply, coming.epoch.0);
-            self.base.progress = self.base.now;
-            self.target = Target::Receiving(coming);
-        }
+        let step = self.receiver.harvested();
+        self.step(step);
     }
 
     fn poll_report(&mut self) -> Option<Transmit> {
-        if !matches!(self.target, Target::Replying(_)) {
-            return None;
-        }
-        let runs = self.reporting.take_runs(u32::MAX, BATCH_RUNS * 4);
+        let (runs, step) = self.receiver.poll_report()?;
         if !runs.is_empty() {
             let mut table = BytesMut::with_capacity(runs.as_slice().len() * RUN_LEN);
             encode_runs(&runs, &mut table);
             let head = self.base.head(Kind::OwnDirty, 0);
             self.base.send(Channel::Control, head, &table);
         }
-        self.report();
+        self.step(step);
         self.base.poll_queued(Channel::Control, usize::MAX)
     }
 
-    fn announced(&mut self, head: Head, body: &[u8]) -> Result<(), PeerFault> {
-        let send = VmstateSend::decode(body).map_err(|error| PeerFault::Decode {
-            channel: Channel::Control,
-            error,
-        })?;
-        let mode = match head.arg {
-            0 => Mode::Standby,
-            1 => Mode::Lockstep,
-            other => {
-                return Err(PeerFault::OverLimit {
-                    message: Kind::VmstateSend.name(),
-                    field: "mode",
-                    got: u64::from(other),
-                    limit: 1,
-                });
-            }
-        };
-        within_reach(Kind::VmstateSend.name(), "inputs", send.inputs)?;
-        let fault = self.out_of_phase(Kind::VmstateSend);
-        let coming = self.receiving(head.number, Kind::VmstateSend)?;
-        if coming.announced.is_some() {
-            return Err(fault);
+    fn state_announced(&mut self, channel: Channel, head: &Head) -> Result<(), PeerFault> {
+        match self.receiver.state(head)? {
+            Some(sink) => self.base.link.place(channel, sink),
+            None => self.base.link.nothing_to_place(channel),
         }
-        coming.announced = Some(Announced {
-            mode,
-            inputs: send.inputs,
-            pages: send.pages,
-        });
         self.check_whole()
-    }
-
-    fn state_announced(&mut self, channel: Channel, head: Head) -> Result<(), PeerFault> {
-        let limit = self.base.config.state_bytes;
-        let len = u64::from(head.len);
-        if len > limit {
-            return Err(PeerFault::OverLimit {
-                message: Kind::VmstateSize.name(),
-                field: "size",
-                got: len,
-                limit,
-            });
-        }
-        let fault = self.out_of_phase(Kind::VmstateSize);
-        let coming = self.receiving(head.number, Kind::VmstateSize)?;
-        if coming.state != StateBytes::None || coming.announced.is_none() {
-            return Err(fault);
-        }
-        if len == 0 {
-            coming.state = StateBytes::Here(0);
-            self.base.link.nothing_to_place(channel);
-            return self.check_whole();
-        }
-        coming.state = StateBytes::Coming(len);
-        self.base.link.place(channel, Sink::State(0..len));
-        Ok(())
     }
 
     /// Whether everything is here; then the guest side verifies the state.
     fn check_whole(&mut self) -> Result<(), PeerFault> {
-        let Target::Receiving(coming) = self.target else {
-            return Ok(());
-        };
-        if coming.announced.is_some_and(|a| coming.pages > a.pages) {
-            return Err(PeerFault::Field {
-                message: Kind::VmstateSend.name(),
-                field: "pages",
-                got: coming.announced.map_or(0, |a| a.pages),
-                expected: coming.pages,
-            });
-        }
-        if coming.whole(self.peer_lanes).is_none() {
-            let all_here = coming.lanes.all_ended(self.peer_lanes);
-            let short = coming
-                .announced
-                .filter(|a| all_here && a.pages != coming.pages);
-            return match (short, coming.state) {
-                (Some(a), StateBytes::Here(_)) if !self.base.link.placing() => {
-                    Err(PeerFault::Field {
-                        message: Kind::VmstateSend.name(),
-                        field: "pages",
-                        got: a.pages,
-                        expected: coming.pages,
-                    })
-                }
-                _ => Ok(()),
-            };
-        }
-        let mut missing = !self.cache.covers_own();
-        missing &= !bug!(self.base.config, OwnPagesForgotten);
-        missing &= !bug!(self.base.config, CommitPartial);
-        if missing {
-            return Err(PeerFault::Field {
-                message: Kind::VmstateSend.name(),
-                field: "own dirty pages sent back",
-                got: 0,
-                expected: 1,
-            });
-        }
-        self.target = Target::Checking(coming);
-        self.base.op(GuestOp::CheckState(coming.epoch));
+        let step = self.receiver.check(self.base.link.placing())?;
+        self.step(step);
         Ok(())
     }
 
     /// VMSTATE_RECEIVED: the commit point. From here on this side finishes by itself.
     fn checked(&mut self) {
-        let Target::Checking(coming) = self.target else {
+        let Some((whole, runs)) = self.receiver.checked() else {
             return;
         };
-        let Some(whole) = coming.whole(self.peer_lanes) else {
-            return;
-        };
-        self.base.send_control(Kind::VmstateReceived, whole.epoch.0);
-        let runs = self.cache.commit();
-        self.base.op(GuestOp::CommitRam {
-            epoch: whole.epoch,
-            runs,
-        });
-        self.target = Target::CommittingRam(whole);
+        let epoch = whole.epoch;
+        self.base.send_control(Kind::VmstateReceived, epoch.0);
+        self.base.op(GuestOp::CommitRam { epoch, runs });
         if bug!(self.base.config, AckBeforeLoaded) && !whole.first {
-            self.base.send_control(Kind::VmstateLoaded, whole.epoch.0);
-        }
-    }
-
-    fn ram_committed(&mut self, epoch: Epoch) {
-        if let Target::CommittingRam(whole) = self.target
-            && whole.epoch == epoch
-        {
-            self.base
-                .op(GuestOp::Replication(ReplicationOp::Checkpoint));
-            self.target = Target::Replicating(whole);
+            self.base.send_control(Kind::VmstateLoaded, epoch.0);
         }
     }
 
     fn replicated(&mut self) {
-        if let Target::Replicating(whole) = self.target {
-            self.base.notify(Notify::FilterCheckpoint(whole.epoch));
-            self.base.op(GuestOp::LoadState {
-                epoch: whole.epoch,
-                inputs: whole.inputs,
-            });
-            self.target = Target::LoadingState(whole);
+        if let Some((epoch, load)) = self.receiver.replicated() {
+            self.base.notify(Notify::FilterCheckpoint(epoch));
+            self.base.op(load);
         }
     }
 
     /// VMSTATE_LOADED (CHECKPOINT_READY for the first): the guest here has the primary's state.
     fn loaded(&mut self, epoch: Epoch) {
-        let whole = match self.target {
-            Target::LoadingState(whole) if whole.epoch == epoch => whole,
-            _ => return,
+        let Some(whole) = self.receiver.loaded(epoch) else {
+            return;
         };
-        self.target = Target::Shadowing;
         self.base.epoch = whole.epoch;
-        self.ran = false;
         if let Some(mode) = self.outlet.commit(whole.inputs, whole.mode) {
             self.base.event(Event::ModeChanged(mode));
         }
@@ -817,7 +537,7 @@ impl Secondary {
     fn frame_from_guest(&mut self, since: Epoch, frame: Bytes) -> Result<(), Misuse> {
         // Without a replica it is the primary's guest that was here until now.
         let newest = self.base.epoch;
-        if matches!(self.target, Target::Empty) || !self.outlet.is_said(newest, since, &frame)? {
+        if self.receiver.is_empty() || !self.outlet.is_said(newest, since, &frame)? {
             return Ok(());
         }
         if !self.base.net_is_full(HEAD_LEN + frame.len()) {
@@ -844,7 +564,7 @@ impl Secondary {
     /// Client frames go to the guest while it shadows, and after a commit those it has not consumed
     /// go again.
     fn deliver(&mut self) {
-        if !matches!(self.target, Target::Shadowing) || self.promoted.is_some() {
+        if !self.receiver.is_whole() || self.promoted.is_some() {
             return;
         }
         while let Some((index, frame)) = self.outlet.poll_input() {
@@ -857,10 +577,14 @@ impl Secondary {
     fn guest_done(&mut self, done: GuestDone) {
         self.base.progress = self.base.now;
         match done {
-            GuestDone::Resumed => self.ran = true,
+            GuestDone::Resumed => self.receiver.resumed(),
             GuestDone::Harvested => self.harvested(),
             GuestDone::StateChecked(_) => self.checked(),
-            GuestDone::RamCommitted(epoch) => self.ram_committed(epoch),
+            GuestDone::RamCommitted(epoch) => {
+                let step = self.receiver.ram_committed(epoch);
+                self.step(step);
+            }
+
             GuestDone::Replication(ReplicationOp::Checkpoint) => self.replicated(),
             GuestDone::StateLoaded(epoch) => self.loaded(epoch),
             GuestDone::Failed { op, why } => self.guest_failed(op, why),
@@ -870,13 +594,10 @@ impl Secondary {
 
     fn guest_failed(&mut self, op: GuestOpKind, why: String) {
         if op == GuestOpKind::CheckState
-            && let Target::Checking(coming) = self.target
+            && let Some(epoch) = self.receiver.checks()
         {
             // The state is the peer's fault, and nothing here was touched.
-            return self.fault(PeerFault::BadState {
-                epoch: coming.epoch,
-                why,
-            });
+            return self.fault(PeerFault::BadState { epoch, why });
         }
         self.base.event(Event::GuestFailed { op, why });
         if op == GuestOpKind::CheckState {
@@ -889,7 +610,7 @@ impl Secondary {
         }
         // Half loaded, or a guest that cannot be stopped or asked: no replica any more. It is
         // never offered for a takeover (spec checkpoint C4), and the member abstains.
-        self.target = Target::Empty;
+        self.receiver.discard();
         self.base.guest_ops.forget_queued();
         self.lose_peer(
             PeerLost::Local(op),
@@ -900,7 +621,7 @@ impl Secondary {
     }
 
     fn should_run(&self) -> bool {
-        matches!(self.target, Target::Shadowing)
+        self.receiver.is_whole()
             && self.outlet.mode() == Mode::Lockstep
             && self.base.link.all_up()
             && !self.base.stopped
@@ -915,7 +636,7 @@ impl Secondary {
             Command::LostHeartbeat if self.base.failover.mode == ColoMode::None => {
                 self.base.refuse(id, Refusal::NotProtected);
             }
-            Command::LostHeartbeat if matches!(self.target, Target::Empty) => {
+            Command::LostHeartbeat if self.receiver.is_empty() => {
                 self.base.refuse(id, Refusal::NoReplica);
             }
             Command::LostHeartbeat => {
@@ -968,49 +689,24 @@ impl Secondary {
         }
         let peer = self.base.peer;
         self.base.hang_up();
-        if self.target.loading() {
+        if self.receiver.loading() {
             // Needed to name the owner when the load ends.
             self.base.peer = peer;
         }
-        if bug!(self.base.config, WholeDroppedOnLoss) && self.target.loading() {
-            self.target = Target::Shadowing;
-            self.base.local(Local::CheckpointRunning(false));
-            self.base.guest_ops.forget_queued();
-        }
-        if let Target::Receiving(coming) = self.target
-            && bug!(self.base.config, HalfAppliedOnLoss)
-            && let (Some(a), StateBytes::Here(state_len)) = (coming.announced, coming.state)
+        #[cfg(feature = "mutations")]
+        if bug!(self.base.config, HalfAppliedOnLoss)
+            && let Some(op) = self.receiver.half_applied()
         {
-            let runs = self.cache.commit();
-            let epoch = coming.epoch;
-            self.base.op(GuestOp::CommitRam { epoch, runs });
-            self.target = Target::CommittingRam(Whole {
-                epoch,
-                first: coming.first,
-                mode: a.mode,
-                inputs: a.inputs,
-                state_len,
-                pages: coming.pages,
-            });
+            self.base.op(op);
         }
-        if let Some(coming) = self.target.coming() {
+        let broken = self.receiver.abandon();
+        if broken == Broken::Checkpoint {
             self.base.stats.aborted += 1;
-            self.target = if coming.first {
-                Target::Empty
-            } else {
-                Target::Shadowing
-            };
             self.base.local(Local::CheckpointRunning(false));
+        }
+        if broken != Broken::Nothing {
             self.base.guest_ops.forget_queued();
         }
-        if matches!(self.target, Target::Synchronising { .. }) {
-            self.target = Target::Empty;
-            self.base.guest_ops.forget_queued();
-        }
-        if !self.target.loading() {
-            self.cache.abandon();
-        }
-        self.reporting.clear();
         self.outlet.forget_peer();
         if had_peer {
             let unfit = matches!(
@@ -1039,7 +735,7 @@ impl Secondary {
     fn is_alone(&self) -> bool {
         self.base.member.state() == MemberState::Syncing
             && !self.base.link.any_up()
-            && !self.target.loading()
+            && !self.receiver.loading()
     }
 
     /// Whether the owner is dialled as soon as the pause after the last attempt is over.
@@ -1065,7 +761,7 @@ impl Secondary {
         match output {
             MemberOutput::Settle => {
                 self.settling = true;
-                if self.target.loading() {
+                if self.receiver.loading() {
                     self.walk_failover(FailoverStatus::Relaunch);
                 }
                 // A primary that lives on would send the next checkpoint into the takeover.
@@ -1085,7 +781,7 @@ impl Secondary {
             MemberOutput::DiscardVm => {
                 self.lose_peer(PeerLost::NotOwner, Some("the replica is old"));
                 self.leave_colo();
-                self.target = Target::Empty;
+                self.receiver.discard();
                 self.base.fenced = false;
             }
             _ => {}
@@ -1117,11 +813,6 @@ impl Secondary {
         }
         self.base.answer_waiting(Until::Alone, Answer::Done);
         self.promoted = Some(Promotion::TakeOver(generation));
-    }
-
-    /// Whether the phase ends only if the peer or the guest side does something.
-    fn awaits_peer(&self) -> bool {
-        !matches!(self.target, Target::Empty | Target::Shadowing)
     }
 }
 
@@ -1167,7 +858,7 @@ impl Machine for Secondary {
             at,
             why: TimerKind::Handshake,
         });
-        let stall = self.awaits_peer().then(|| base.stall());
+        let stall = self.receiver.awaits().then(|| base.stall());
         base.soonest([dial, stall])
     }
 
@@ -1179,11 +870,10 @@ impl Machine for Secondary {
         Status {
             role: Role::Secondary,
             protected: self.base.member.state() == MemberState::Secondary
-                && matches!(self.target, Target::Shadowing),
+                && self.receiver.is_whole(),
             mode: self.outlet.mode(),
-            phase: self.target.name(),
-            replica_valid: matches!(self.target, Target::Shadowing)
-                || self.target.coming().is_some_and(|c| !c.first),
+            phase: self.receiver.name(),
+            replica_valid: self.receiver.has_replica(),
             ..self.base.status()
         }
     }
