@@ -1,7 +1,7 @@
 //! A tap: the host's end of a network card, one frame a call.
 //!
 //! Every frame on a tap has the 12-byte header of virtio (`IFF_VNET_HDR`). Without offloads it says nothing: it is
-//! added and taken off here, so that frames look as [`Mmio<Net>`](crate::device::virtio::Mmio) gives and takes them
+//! added and taken off here, so that frames look as [`Virtio<Net>`](crate::device::virtio::Virtio) gives and takes them
 //! with the same [`Offloads`].
 
 use std::ffi::{c_int, c_ulong};
@@ -120,7 +120,7 @@ impl Tap {
     }
 
     /// What the kernel may leave undone in frames it gives; at most what the tap was opened with. Set it to what the
-    /// guest agreed to ([`guest_offloads`](crate::device::virtio::Mmio::guest_offloads)).
+    /// guest agreed to ([`guest_offloads`](crate::device::virtio::Virtio::guest_offloads)).
     ///
     /// # Errors
     ///

@@ -27,6 +27,12 @@ use crate::state::registry::{ApplyError, Registry, SaveError, Shape};
 use crate::vcpu::state::MsrBuffer;
 use crate::vcpu::{VcpuEvent, Vcpus};
 
+mod attach;
+mod routes;
+
+use attach::Pci;
+pub use attach::Transport;
+
 /// Most vCPUs of a guest.
 pub const MOST_VCPUS: usize = 8;
 
@@ -96,6 +102,12 @@ pub enum VmError {
         layout::MOST_MMIO
     )]
     NoWindow,
+    /// Too many devices.
+    #[error(
+        "no place is left for another PCI device: {} are the most",
+        crate::device::pci::MOST_FUNCTIONS
+    )]
+    NoFunction,
     /// A state call.
     #[error(transparent)]
     Save(#[from] SaveError),
@@ -142,12 +154,13 @@ pub struct Vm {
     pub(crate) registry: Registry,
     pub(crate) dirty: Dirty,
     pub(crate) memory: Memory,
-    vm: VmFd,
+    vm: Arc<VmFd>,
     ports: Arc<Bus>,
     mmio: Arc<Bus>,
     layout: Layout,
     cpu: Cpu,
     windows: Vec<MmioWindow>,
+    pci: Option<Pci>,
     /// The devices are quiesced.
     quiet: bool,
 }
@@ -230,7 +243,8 @@ impl Vm {
             vcpus,
             dirty,
             memory,
-            vm,
+            vm: Arc::new(vm),
+            pci: None,
             ports: Arc::default(),
             mmio: Arc::default(),
             layout,
@@ -290,7 +304,7 @@ impl Vm {
         device: Arc<Mutex<D>>,
     ) -> Result<(), VmError> {
         self.before_first_run()?;
-        Ok(Arc::make_mut(&mut self.ports).insert(base.into(), len.into(), device)?)
+        Ok(self.ports.insert(base.into(), len.into(), device)?)
     }
 
     /// Lets a device answer `len` guest-physical addresses from `base` on.
@@ -305,7 +319,7 @@ impl Vm {
         device: Arc<Mutex<D>>,
     ) -> Result<(), VmError> {
         self.before_first_run()?;
-        Ok(Arc::make_mut(&mut self.mmio).insert(base, len, device)?)
+        Ok(self.mmio.insert(base, len, device)?)
     }
 
     /// Attaches a virtio-mmio device in the next free window: bus, interrupt line, section, and a

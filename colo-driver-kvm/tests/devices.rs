@@ -11,27 +11,28 @@ use bytes::Bytes;
 use colo_driver_kvm::boot::Boot;
 use colo_driver_kvm::caps::Host;
 use colo_driver_kvm::checkpoint::Passes;
-use colo_driver_kvm::device::virtio::{Mmio, Net, NetConfig, Offloads, RxOutcome};
+use colo_driver_kvm::device::virtio::{Net, NetConfig, Offloads, RxOutcome, Virtio};
 use colo_driver_kvm::device::{BusDevice, Irq, Serial, Sink};
-use colo_driver_kvm::vm::{Vm, VmConfig};
+use colo_driver_kvm::vm::{Transport, Vm, VmConfig};
 use colo_proto::id::PageRuns;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 0x15];
 const GUEST: [u8; 4] = [10, 0, 2, 15];
 const CLIENT: [u8; 4] = [10, 0, 2, 2];
+const BOTH: [Transport; 2] = [Transport::Mmio, Transport::Pci];
 
 /// A machine with the `server` guest in it, a console and a network card.
 struct Machine {
     vm: Vm,
-    net: Arc<Mutex<Mmio<Net>>>,
+    net: Arc<Mutex<Virtio<Net>>>,
     console: mpsc::Receiver<Vec<u8>>,
     inputs: u64,
     sent: Vec<(u64, Bytes)>,
 }
 
 impl Machine {
-    fn new(host: &Host, ioeventfd: bool) -> Self {
+    fn new(host: &Host, transport: Transport) -> Self {
         let mut vm = Vm::new(host, &VmConfig::default()).unwrap();
         let (out, console) = mpsc::channel();
         let sink = Sink::callback(move |bytes| out.send(bytes.to_vec()).unwrap());
@@ -45,16 +46,9 @@ impl Machine {
             mac: MAC,
             offloads: Offloads::default(),
         };
-        let irq = Irq::new().unwrap();
-        let ram = vm.memory().ram().clone();
-        let net = Mmio::new("virtio-net0", Net::new(config), ram, irq.clone()).unwrap();
-        let net = Arc::new(Mutex::new(net));
-        let window = vm.attach_mmio(net.clone(), &irq).unwrap();
-        if ioeventfd {
-            let net = net.lock().unwrap();
-            let notify = window.base + Mmio::<Net>::NOTIFY;
-            vm.route_notify(net.wake_fd(), notify).unwrap();
-        }
+        let net = vm
+            .attach_virtio(transport, "virtio-net0", Net::new(config))
+            .unwrap();
         let boot = Boot {
             kernel: colo_guests::SERVER,
             initrd: None,
@@ -143,10 +137,10 @@ fn is_answer(to: u8) -> impl Fn(&[u8]) -> bool {
 }
 
 #[test]
-fn a_guest_finds_its_card_and_answers_through_exits_or_ioeventfd() {
+fn a_guest_finds_its_card_and_answers_on_either_transport() {
     let Some(host) = common::host() else { return };
-    for ioeventfd in [false, true] {
-        let mut machine = Machine::new(&host, ioeventfd);
+    for transport in BOTH {
+        let mut machine = Machine::new(&host, transport);
         machine.start();
         for from in 20..220 {
             machine.resolve(from);
@@ -161,66 +155,80 @@ fn a_guest_finds_its_card_and_answers_through_exits_or_ioeventfd() {
 #[test]
 fn inputs_of_a_stop_are_answered_after_it_under_the_next_epoch() {
     let Some(host) = common::host() else { return };
-    let mut machine = Machine::new(&host, true);
-    machine.start();
-    machine.resolve(20);
-    for epoch in 1..=50 {
-        machine.vm.pause();
-        let from = 20 + epoch as u8;
-        assert_eq!(machine.bring(&request(from)), RxOutcome::Queued);
-        machine.net.lock().unwrap().set_epoch(epoch);
-        machine.vm.resume().unwrap();
-        let (under, _) = machine.await_frame(is_answer(from));
-        assert_eq!(under, epoch);
+    for transport in BOTH {
+        let mut machine = Machine::new(&host, transport);
+        machine.start();
+        machine.resolve(20);
+        for epoch in 1..=50 {
+            machine.vm.pause();
+            let from = 20 + epoch as u8;
+            assert_eq!(machine.bring(&request(from)), RxOutcome::Queued);
+            machine.net.lock().unwrap().set_epoch(epoch);
+            machine.vm.resume().unwrap();
+            let (under, _) = machine.await_frame(is_answer(from));
+            assert_eq!(under, epoch);
+        }
     }
 }
 
 #[test]
 fn the_copy_of_a_machine_answers_with_its_own_devices() {
     let Some(host) = common::host() else { return };
-    let mut one = Machine::new(&host, true);
-    let mut two = Machine::new(&host, false);
-    one.vm.start_tracking().unwrap();
-    one.start();
-    for from in 20..40 {
-        one.resolve(from);
-    }
-    // A frame on its way in is in the ring or known to be missing: either way nobody gets it twice.
-    one.bring(&request(40));
-    let mut checkpoint = one.vm.checkpoint(65_536).unwrap();
-    one.vm
-        .capture(
-            &mut checkpoint,
-            &PageRuns::default(),
-            true,
-            Passes::Two,
-            &mut || {},
-        )
-        .unwrap();
-    while !checkpoint.dirty.is_empty() {
-        let runs = checkpoint.dirty.take_runs(u32::MAX, usize::MAX);
-        two.vm.commit_ram(&checkpoint.staging, &runs).unwrap();
-    }
-    two.vm.load_state(&checkpoint.state).unwrap();
-    two.inputs = two.net.lock().unwrap().consumed_inputs();
-    assert!((20..=21).contains(&two.inputs), "{}", two.inputs);
-    two.vm.resume().unwrap();
-    for machine in [&mut one, &mut two] {
-        for from in 41..60 {
-            machine.resolve(from);
+    for transport in BOTH {
+        let mut one = Machine::new(&host, transport);
+        let mut two = Machine::new(&host, transport);
+        one.vm.start_tracking().unwrap();
+        one.start();
+        for from in 20..40 {
+            one.resolve(from);
+        }
+        // A frame on its way in is in the ring or known to be missing: either way nobody gets it twice.
+        one.bring(&request(40));
+        let mut checkpoint = one.vm.checkpoint(65_536).unwrap();
+        one.vm
+            .capture(
+                &mut checkpoint,
+                &PageRuns::default(),
+                true,
+                Passes::Two,
+                &mut || {},
+            )
+            .unwrap();
+        while !checkpoint.dirty.is_empty() {
+            let runs = checkpoint.dirty.take_runs(u32::MAX, usize::MAX);
+            two.vm.commit_ram(&checkpoint.staging, &runs).unwrap();
+        }
+        two.vm.load_state(&checkpoint.state).unwrap();
+        two.inputs = two.net.lock().unwrap().consumed_inputs();
+        assert!((20..=21).contains(&two.inputs), "{}", two.inputs);
+        two.vm.resume().unwrap();
+        for machine in [&mut one, &mut two] {
+            for from in 41..60 {
+                machine.resolve(from);
+            }
         }
     }
 }
 
+#[test]
+fn a_machine_with_the_other_transport_refuses_the_state() {
+    let Some(host) = common::host() else { return };
+    let [mut one, two] = BOTH.map(|transport| Machine::new(&host, transport));
+    let mut state = Vec::new();
+    one.vm.save_state(&mut state).unwrap();
+    let error = two.vm.check_state(&state).unwrap_err().to_string();
+    assert!(error.contains("section pci is missing"), "{error}");
+}
+
 /// A machine with a card whose driver never runs: the test writes its registers.
-fn with_card(host: &Host) -> (Vm, Arc<Mutex<Mmio<Net>>>) {
+fn with_card(host: &Host) -> (Vm, Arc<Mutex<Virtio<Net>>>) {
     let mut vm = common::machine(host, &VmConfig::default(), common::Walk::default());
     let net = Net::new(NetConfig {
         mac: MAC,
         offloads: Offloads::default(),
     });
     let ram = vm.memory().ram().clone();
-    let card = Mmio::new("virtio-net0", net, ram, Irq::new().unwrap()).unwrap();
+    let card = Virtio::new("virtio-net0", net, ram, Irq::new().unwrap()).unwrap();
     let card = Arc::new(Mutex::new(card));
     vm.attach(card.clone()).unwrap();
     (vm, card)
@@ -257,7 +265,16 @@ fn what_was_on_its_way_at_the_cut_is_raised_by_a_machine_that_never_ran() {
             two.pause();
         }
         two.load_state(&state).unwrap();
-        let raised = || card.lock().unwrap().irq().fd().read().is_ok();
+        let raised = || {
+            card.lock()
+                .unwrap()
+                .interrupts()
+                .line()
+                .unwrap()
+                .fd()
+                .read()
+                .is_ok()
+        };
         let woken = || card.lock().unwrap().wake_fd().read().is_ok();
         assert!(!raised() && !woken(), "before the resume");
         two.resume().unwrap();

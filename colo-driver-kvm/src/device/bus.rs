@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// Something that answers reads and writes in an address range.
 ///
@@ -37,16 +37,19 @@ pub enum BusError {
     },
 }
 
-/// An address space: sorted, disjoint ranges, each with its device.
-#[derive(Clone, Default)]
+/// An address space: sorted, disjoint ranges, each with its device. Devices stay where they were put, but for those
+/// that the guest [moves](Self::move_to).
+#[derive(Default)]
 pub struct Bus {
-    slots: Vec<Slot>,
+    slots: RwLock<Vec<Slot>>,
 }
 
 #[derive(Clone)]
 struct Slot {
     range: Range<u64>,
     device: Arc<Mutex<dyn BusDevice>>,
+    /// The guest put it there.
+    moves: bool,
 }
 
 impl Bus {
@@ -62,7 +65,7 @@ impl Bus {
     ///
     /// [`BusError`] when the range is empty, wraps, or touches one that is taken; the bus is unchanged then.
     pub fn insert(
-        &mut self,
+        &self,
         base: u64,
         len: u64,
         device: Arc<Mutex<dyn BusDevice>>,
@@ -72,19 +75,34 @@ impl Bus {
             return Err(bad);
         }
         let range = base..base.checked_add(len).ok_or(bad)?;
-        let at = self
-            .slots
-            .partition_point(|slot| slot.range.end <= range.start);
-        if let Some(slot) = self.slots.get(at)
-            && slot.range.start < range.end
-        {
-            return Err(BusError::Overlap {
-                wanted: range,
-                taken: slot.range.clone(),
-            });
-        }
-        self.slots.insert(at, Slot { range, device });
-        Ok(())
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        let slot = Slot {
+            range,
+            device,
+            moves: false,
+        };
+        claim(&mut slots, slot)
+    }
+
+    /// Puts devices where the guest wants them, instead of all that it put anywhere before. Returns where each is now:
+    /// one that would lie over another stays out.
+    #[expect(clippy::type_complexity, reason = "a range and a device, or neither")]
+    pub fn move_to(
+        &self,
+        wanted: &[Option<(Range<u64>, Arc<Mutex<dyn BusDevice>>)>],
+    ) -> Vec<Option<Range<u64>>> {
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        slots.retain(|slot| !slot.moves);
+        let each = wanted.iter().map(|wanted| {
+            let (range, device) = wanted.clone()?;
+            let slot = Slot {
+                range: range.clone(),
+                device,
+                moves: true,
+            };
+            claim(&mut slots, slot).ok().map(|()| range)
+        });
+        each.collect()
     }
 
     /// Reads at `addr`. An address nobody claims, or an access that runs out of its device, reads as all ones.
@@ -92,11 +110,11 @@ impl Bus {
     /// Returns whether a device answered.
     pub fn read(&self, addr: u64, data: &mut [u8]) -> bool {
         data.fill(0xff);
-        let Some((slot, offset)) = self.claim(addr, data.len()) else {
+        let Some((device, offset)) = self.find(addr, data.len()) else {
             return false;
         };
         // A poisoned lock means a device broke its promise not to panic; its guest can still run on.
-        slot.device
+        device
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .read(offset, data);
@@ -105,28 +123,46 @@ impl Bus {
 
     /// Writes at `addr`; a write that nobody claims goes nowhere. Returns whether a device answered.
     pub fn write(&self, addr: u64, data: &[u8]) -> bool {
-        let Some((slot, offset)) = self.claim(addr, data.len()) else {
+        let Some((device, offset)) = self.find(addr, data.len()) else {
             return false;
         };
-        slot.device
+        device
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .write(offset, data);
         true
     }
 
-    fn claim(&self, addr: u64, len: usize) -> Option<(&Slot, u64)> {
+    /// The device at an address. The bus is free again when this returns: the device may move while it answers.
+    fn find(&self, addr: u64, len: usize) -> Option<(Arc<Mutex<dyn BusDevice>>, u64)> {
         let end = addr.checked_add(u64::try_from(len).ok()?)?;
-        let at = self.slots.partition_point(|slot| slot.range.end <= addr);
-        let slot = self.slots.get(at)?;
-        (slot.range.start <= addr && end <= slot.range.end).then(|| (slot, addr - slot.range.start))
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        let at = slots.partition_point(|slot| slot.range.end <= addr);
+        let slot = slots.get(at)?;
+        let inside = slot.range.start <= addr && end <= slot.range.end;
+        inside.then(|| (slot.device.clone(), addr - slot.range.start))
     }
+}
+
+fn claim(slots: &mut Vec<Slot>, slot: Slot) -> Result<(), BusError> {
+    let at = slots.partition_point(|other| other.range.end <= slot.range.start);
+    if let Some(other) = slots.get(at)
+        && other.range.start < slot.range.end
+    {
+        return Err(BusError::Overlap {
+            wanted: slot.range,
+            taken: other.range.clone(),
+        });
+    }
+    slots.insert(at, slot);
+    Ok(())
 }
 
 impl fmt::Debug for Bus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
         f.debug_list()
-            .entries(self.slots.iter().map(|slot| &slot.range))
+            .entries(slots.iter().map(|slot| &slot.range))
             .finish()
     }
 }
@@ -155,7 +191,7 @@ mod tests {
     #[test]
     fn a_device_sees_offsets_from_its_base() {
         let (low, high) = (probe(), probe());
-        let mut bus = Bus::new();
+        let bus = Bus::new();
         bus.insert(0x1000, 0x10, high.clone()).unwrap();
         bus.insert(0x100, 0x10, low.clone()).unwrap();
         let mut data = [0];
@@ -168,7 +204,7 @@ mod tests {
 
     #[test]
     fn what_nobody_claims_reads_all_ones() {
-        let mut bus = Bus::new();
+        let bus = Bus::new();
         bus.insert(0x100, 0x10, probe()).unwrap();
         for addr in [0xff, 0x110, 0x10e, u64::MAX] {
             let mut data = [0; 4];
@@ -180,7 +216,7 @@ mod tests {
 
     #[test]
     fn overlap_is_refused_and_neighbours_are_not() {
-        let mut bus = Bus::new();
+        let bus = Bus::new();
         bus.insert(0x100, 0x10, probe()).unwrap();
         for (base, len) in [
             (0x100, 0x10),
@@ -202,12 +238,28 @@ mod tests {
 
     #[test]
     fn empty_and_wrapping_ranges_are_refused() {
-        let mut bus = Bus::new();
+        let bus = Bus::new();
         for (base, len) in [(0x100, 0), (u64::MAX, 2)] {
             assert_eq!(
                 bus.insert(base, len, probe()),
                 Err(BusError::BadRange { base, len })
             );
         }
+    }
+
+    #[test]
+    fn devices_that_move_stay_off_those_that_do_not_and_off_each_other() {
+        let bus = Bus::new();
+        bus.insert(0x100, 0x10, probe()).unwrap();
+        let at = |start: u64, len: u64| {
+            let device: Arc<Mutex<dyn BusDevice>> = probe();
+            Some((start..start + len, device))
+        };
+        let got = bus.move_to(&[at(0x200, 0x10), None, at(0x208, 0x10), at(0xf8, 0x10)]);
+        assert_eq!(got, [Some(0x200..0x210), None, None, None]);
+        assert!(bus.write(0x200, &[1]));
+        let got = bus.move_to(&[at(0x208, 0x10), at(0x200, 8)]);
+        assert_eq!(got, [Some(0x208..0x218), Some(0x200..0x208)]);
+        assert!(bus.write(0x100, &[1]), "this one stays");
     }
 }

@@ -20,7 +20,7 @@ pub const DIRTY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/dirty"));
 /// Guest-physical address of the first page of the `dirty` guest's working set.
 pub const DIRTY_BASE: u64 = 0x200_0000;
 
-/// An HTTP/1.1 server on port 80, over virtio-net on virtio-mmio.
+/// An HTTP/1.1 server on port 80, over virtio-net (MMIO or PCI).
 ///
 /// `ip=10.0.2.15/24 gw=10.0.2.2`; the card is the first of `virtio_mmio.device=4K@BASE:IRQ` (any
 /// number of them, as on a Linux command line), or of the places where QEMU's `microvm` puts them;
@@ -47,7 +47,7 @@ pub fn server_byte(index: u64) -> u8 {
     (index ^ index >> 8 ^ index >> 16).to_le_bytes()[0]
 }
 
-/// Writes and reads back a region of the first virtio-blk disk on virtio-mmio, and checks that
+/// Writes and reads back a region of the first virtio-blk disk (MMIO or PCI), and checks that
 /// every block is what it last wrote there.
 ///
 /// `writes=8` blocks of 4096 bytes written and `reads=8` read back every `period_us=10000`

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use colo_driver_kvm::boot::{Boot, KernelKind};
 use colo_driver_kvm::caps::Host;
-use colo_driver_kvm::device::virtio::{Block, Disk, Mmio};
+use colo_driver_kvm::device::virtio::{Block, Disk};
 use colo_driver_kvm::device::{Irq, Serial, Sink};
-use colo_driver_kvm::vm::{Vm, VmConfig};
+use colo_driver_kvm::vm::{Transport, Vm, VmConfig};
 
 #[test]
 fn dirty_writes_and_verifies() {
@@ -42,17 +42,22 @@ fn every_kind_of_kernel_boots() {
 
 #[test]
 fn disk_writes_and_verifies() {
-    let Some(mut vm) = machine() else { return };
-    let image = tempfile::NamedTempFile::new().unwrap();
-    image.as_file().set_len(1 << 20).unwrap();
-    let disk = Arc::new(Disk::open(image.path(), false).unwrap());
-    let irq = Irq::new().unwrap();
-    let ram = vm.memory().ram().clone();
-    let block = Mmio::new("virtio-blk0", Block::new(disk, "disk"), ram, irq.clone()).unwrap();
-    vm.attach_mmio(Arc::new(Mutex::new(block)), &irq).unwrap();
-    let console = start(&mut vm, colo_guests::DISK, "blocks=200");
-    let line = line_with(&console, "disk: t=2 ");
-    assert!(line.ends_with("errors=0"), "{line}");
+    for (transport, name) in [
+        (Transport::Mmio, "virtio-mmio@"),
+        (Transport::Pci, "virtio-pci@"),
+    ] {
+        let Some(mut vm) = machine() else { return };
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(1 << 20).unwrap();
+        let disk = Arc::new(Disk::open(image.path(), false).unwrap());
+        vm.attach_virtio(transport, "virtio-blk0", Block::new(disk, "disk"))
+            .unwrap();
+        let console = start(&mut vm, colo_guests::DISK, "blocks=200");
+        let line = line_with(&console, "disk: ready ");
+        assert!(line.contains(name), "{line}");
+        let line = line_with(&console, "disk: t=2 ");
+        assert!(line.ends_with("errors=0"), "{line}");
+    }
 }
 
 /// A machine without devices; none if this host cannot.

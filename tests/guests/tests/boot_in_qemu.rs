@@ -63,9 +63,9 @@ fn a_guest_without_its_device_says_so() {
         (
             colo_guests::SERVER,
             "ip=10.0.2.15/24 gw=10.0.2.2",
-            "server: no network card on virtio-mmio",
+            "server: no virtio network card",
         ),
-        (colo_guests::DISK, "", "disk: no disk on virtio-mmio"),
+        (colo_guests::DISK, "", "disk: no virtio disk"),
     ] {
         let Some(mut qemu) = Qemu::boot("pc", image, cmdline, &[]) else {
             return;

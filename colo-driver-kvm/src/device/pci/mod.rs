@@ -1,8 +1,29 @@
 //! PCI: one bus behind one host bridge, reached through ECAM and through the ports 0xcf8 and 0xcfc.
 //!
 //! [`HOST_BRIDGE`] is what the guest's tables must say of it.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `root.rs` | [`PciRoot`]: which function answers a configuration access, and where BARs lie |
+//! | `registers.rs` | the configuration space of one function |
+//! | `msix.rs` | [`Msix`]: the messages of one function |
+//!
+//! Locks are taken in this order: root, function, device, messages, routes. The MMIO bus's own lock is never held
+//! across a call.
+
+mod msix;
+pub(crate) mod registers;
+mod root;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
+
+#[cfg(test)]
+pub(crate) use msix::test_utils;
+pub(crate) use msix::{CONTROL_BITS, ENTRY, MOST_VECTORS, State as MsixState};
+pub use msix::{Message, MessageLine, MessageRoutes, Msix};
+pub use root::{ConfigPorts, Doorbell, Doorbells, Ecam, Function, MOST_FUNCTIONS, PciRoot};
 
 /// What a guest must be told of the PCI host bridge, for its MCFG and DSDT.
 ///

@@ -8,7 +8,7 @@ use crate::device::codec::{Decoder, Encoder};
 ///
 /// All calls come under the device's lock, from a vCPU thread (registers) or from the loop (the device's own calls).
 pub trait Backend: Send {
-    /// Whether the loop takes requests out of the rings itself ([`Mmio::wake_fd`](super::Mmio::wake_fd) tells it
+    /// Whether the loop takes requests out of the rings itself ([`Virtio::wake_fd`](super::Virtio::wake_fd) tells it
     /// when). Otherwise they are served where the notification arrives.
     const POLLED: bool = false;
     /// The device type (virtio 1.2 section 5).
@@ -17,7 +17,7 @@ pub trait Backend: Send {
     /// Features of the type that this device offers; the transport adds its own.
     fn features(&self) -> u64;
     /// The longest size of each ring.
-    fn queue_sizes(&self) -> &'static [u16];
+    fn queue_sizes(&self) -> Vec<u16>;
     /// The configuration space as it is now.
     fn config(&self) -> ConfigSpace;
     /// Serves what is in the rings now, a bounded number of requests. Returns whether some may be left.

@@ -7,7 +7,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 
 use super::backend::Saved;
 use super::chain::Chain;
-use super::{Backend, ConfigSpace, Mmio, Queues};
+use super::{Backend, ConfigSpace, Queues, Virtio};
 use crate::device::codec::{Decoder, Encoder};
 use crate::device::{LoadError, Sink};
 use crate::memory::GuestRam;
@@ -20,7 +20,7 @@ const MOST_BYTES: usize = 64 << 10;
 /// Input kept for a guest that does not read.
 const MOST_WAITING: usize = 4096;
 
-/// A virtio console; [`Mmio<Console>`] is the device.
+/// A virtio console; [`Virtio<Console>`] is the device.
 #[derive(Debug)]
 pub struct Console {
     sink: Sink,
@@ -110,7 +110,7 @@ impl Console {
     }
 }
 
-impl Mmio<Console> {
+impl Virtio<Console> {
     /// Types `bytes` at the console. Returns how many were taken; the rest is dropped, since a guest that leaves
     /// 4 KiB unread is not listening. What waits for buffers is this host's and not in the checkpoint.
     pub fn input(&mut self, bytes: &[u8]) -> usize {
@@ -130,8 +130,8 @@ impl Backend for Console {
         0
     }
 
-    fn queue_sizes(&self) -> &'static [u16] {
-        &[QUEUE, QUEUE]
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![QUEUE, QUEUE]
     }
 
     /// Size, ports and emergency write belong to features that are not offered.

@@ -1,13 +1,15 @@
-//! Virtio over MMIO, version 2 (virtio 1.2 sections 2, 4.2 and 5), with split rings.
+//! Virtio over MMIO and PCI (virtio 1.2 sections 2, 4.1, 4.2 and 5), with split rings.
 //!
 //! ```text
-//!   vCPU: registers ─▶ Mmio ─▶ Backend::serve ─▶ Queues ─▶ Ring, Chain ─▶ guest RAM (writes are logged)
-//!   loop: wake_fd   ─▶ Mmio<Net>::poll_tx, rx  ─▶ Queues …             └▶ Irq
+//!   vCPU: registers ─▶ Virtio ─▶ Backend::serve ─▶ Queues ─▶ Ring, Chain ─▶ guest RAM (writes are logged)
+//!   loop: wake_fd   ─▶ Virtio<Net>::poll_tx, rx  ─▶ Queues …             └▶ Irq
 //! ```
 //!
 //! | file | holds |
 //! |---|---|
-//! | `mmio/` | [`Mmio`]: registers, negotiation, reset, the life cycle and the section of every virtio device |
+//! | `device/` | [`Virtio`]: negotiation, rings, reset, the life cycle and the section of every virtio device |
+//! | `mmio.rs`, `pci/` | the two transports: registers in front of a [`Virtio`] |
+//! | `interrupts.rs` | [`Interrupts`]: a line, or messages |
 //! | `backend.rs` | [`Backend`]: what the transport asks of a device type |
 //! | `queues.rs` | [`Queues`]: what a device type works with; when guest memory may be touched |
 //! | `ring.rs`, `chain.rs` | one split ring; one request of it |
@@ -24,8 +26,11 @@ mod backend;
 mod block;
 mod chain;
 mod console;
+mod device;
+mod interrupts;
 mod mmio;
 mod net;
+mod pci;
 mod queues;
 mod ring;
 mod rng;
@@ -37,7 +42,9 @@ pub(super) use backend::Saved as SavedDevice;
 pub use backend::{Backend, ConfigSpace};
 pub use block::{Block, BlockMetrics, Disk, DiskError};
 pub use console::Console;
-pub use mmio::Mmio;
+pub use device::Virtio;
+pub use interrupts::Interrupts;
 pub use net::{Net, NetConfig, NetMetrics, Offloads, RxOutcome, VNET_HEADER};
+pub use pci::VirtioPci;
 pub use queues::Queues;
 pub use rng::Rng;

@@ -4,8 +4,8 @@ use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::chain::Chain;
+use super::interrupts::Interrupts;
 use super::ring::{Popped, Ring};
-use crate::device::Irq;
 use crate::memory::GuestRam;
 
 /// The rings of one device. Nothing in here touches guest memory unless the driver is up, the rings are sound, and
@@ -13,7 +13,7 @@ use crate::memory::GuestRam;
 #[derive(Debug)]
 pub struct Queues {
     pub(super) ram: GuestRam,
-    pub(super) irq: Irq,
+    pub(super) interrupts: Interrupts,
     pub(super) rings: Vec<Ring>,
     /// Features that both sides agreed on.
     pub(super) features: u64,
@@ -28,10 +28,10 @@ pub struct Queues {
 }
 
 impl Queues {
-    pub(super) fn new(sizes: &[u16], ram: GuestRam, irq: Irq) -> Self {
+    pub(super) fn new(sizes: &[u16], ram: GuestRam, interrupts: Interrupts) -> Self {
         Self {
             ram,
-            irq,
+            interrupts,
             rings: sizes.iter().map(|&max| Ring::new(max)).collect(),
             features: 0,
             driver_up: false,
@@ -109,7 +109,8 @@ impl Queues {
     /// Interrupts the guest for the requests completed since the last call, if it wants to be.
     pub(crate) fn signal(&mut self, index: usize) {
         if self.on_ring(index, Ring::wants_interrupt) == Some(true) {
-            self.interrupt(VIRTIO_MMIO_INT_VRING);
+            self.interrupt_status |= VIRTIO_MMIO_INT_VRING;
+            self.interrupts.ring(index);
         }
     }
 
@@ -148,7 +149,7 @@ impl Queues {
     pub(crate) fn config_changed(&mut self) {
         self.config_generation = self.config_generation.wrapping_add(1);
         if self.driver_up {
-            self.interrupt(VIRTIO_MMIO_INT_CONFIG);
+            self.interrupt_config();
         }
     }
 
@@ -162,17 +163,18 @@ impl Queues {
         self.driver_up = false;
         self.broken = false;
         self.interrupt_status = 0;
+        self.interrupts.reset();
     }
 
-    fn interrupt(&mut self, bit: u32) {
-        self.interrupt_status |= bit;
-        self.irq.raise();
+    fn interrupt_config(&mut self) {
+        self.interrupt_status |= VIRTIO_MMIO_INT_CONFIG;
+        self.interrupts.config();
     }
 
     fn fail(&mut self) {
         self.broken = true;
         if self.driver_up {
-            self.interrupt(VIRTIO_MMIO_INT_CONFIG);
+            self.interrupt_config();
         }
     }
 

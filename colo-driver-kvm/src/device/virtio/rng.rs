@@ -16,7 +16,7 @@ const QUEUE: u16 = 64;
 /// Most bytes given to one request; the guest sees how many it got and asks again.
 const MOST_BYTES: usize = 4096;
 
-/// A virtio entropy source; [`Mmio<Rng>`](super::Mmio) is the device.
+/// A virtio entropy source; [`Virtio<Rng>`](super::Virtio) is the device.
 #[derive(Debug, Default)]
 pub struct Rng {
     chain: Chain,
@@ -60,8 +60,8 @@ impl Backend for Rng {
         0
     }
 
-    fn queue_sizes(&self) -> &'static [u16] {
-        &[QUEUE]
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![QUEUE]
     }
 
     fn config(&self) -> ConfigSpace {

@@ -9,7 +9,7 @@ use virtio_bindings::virtio_mmio::*;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{Bytes as _, GuestAddress};
 
-use super::Mmio;
+use super::Virtio;
 use super::backend::Saved;
 use crate::device::test_utils::saved;
 use crate::device::{BusDevice as _, Irq, Persist as _};
@@ -37,7 +37,7 @@ pub(crate) enum Buf {
 }
 
 pub(crate) struct Driver<D> {
-    pub(crate) mmio: Mmio<D>,
+    pub(crate) mmio: Virtio<D>,
     pub(crate) ram: GuestRam,
     rings: Vec<Cursor>,
 }
@@ -56,7 +56,7 @@ impl<D: Saved> Driver<D> {
         let size = usize::try_from(RAM).unwrap();
         let ram = GuestRam::from_ranges(&[(GuestAddress(0), size)]).unwrap();
         let rings = vec![Cursor::default(); device.queue_sizes().len()];
-        let mmio = Mmio::new("virtio0", device, ram.clone(), Irq::new().unwrap()).unwrap();
+        let mmio = Virtio::new("virtio0", device, ram.clone(), Irq::new().unwrap()).unwrap();
         Self { mmio, ram, rings }
     }
 
@@ -222,7 +222,7 @@ impl<D: Saved> Driver<D> {
 
     /// Whether an interrupt came since the last call.
     pub(crate) fn interrupted(&self) -> bool {
-        self.mmio.irq().fd().read().is_ok()
+        self.mmio.interrupts().line().unwrap().fd().read().is_ok()
     }
 
     /// Whether the loop was woken since the last call.

@@ -13,7 +13,7 @@ use colo_driver_kvm::{
     caps::Host,
     device::{
         I8042, Irq, ResetLine, Serial, Sink,
-        virtio::{Block, Disk, Mmio, Net, NetConfig, Rng},
+        virtio::{Block, Disk, Net, NetConfig, Rng, Virtio},
     },
     vm::{Vm, VmConfig},
 };
@@ -29,13 +29,13 @@ const COM1: (u16, u32) = (0x3f8, 4);
 pub(super) const DISK: Slot = Slot(16);
 
 /// The network card, shared between vCPU threads, the worker and the loop.
-pub(super) type Card = Arc<Mutex<Mmio<Net>>>;
+pub(super) type Card = Arc<Mutex<Virtio<Net>>>;
 
 /// The devices that serve where the notification arrives. What they leave for later is the worker's.
 #[derive(Clone, Debug)]
 pub(super) struct Served {
-    pub(super) disk: Option<Arc<Mutex<Mmio<Block>>>>,
-    pub(super) entropy: Arc<Mutex<Mmio<Rng>>>,
+    pub(super) disk: Option<Arc<Mutex<Virtio<Block>>>>,
+    pub(super) entropy: Arc<Mutex<Virtio<Rng>>>,
 }
 
 impl Served {
@@ -148,7 +148,7 @@ pub(crate) fn build(config: &Config) -> Result<Built, Failure> {
     let disk = disk.map(|disk| attach_disk(&mut vm, disk)).transpose()?;
     let line = Irq::new()?;
     let ram = vm.memory().ram().clone();
-    let entropy = Mmio::new("virtio-rng0", Rng::new(), ram, line.clone())?;
+    let entropy = Virtio::new("virtio-rng0", Rng::new(), ram, line.clone())?;
     let entropy = Arc::new(Mutex::new(entropy));
     vm.attach_mmio(Arc::clone(&entropy), &line)?;
     Ok(Built {
@@ -162,12 +162,12 @@ pub(crate) fn build(config: &Config) -> Result<Built, Failure> {
     })
 }
 
-fn attach_disk(vm: &mut Vm, disk: &config::Disk) -> Result<Arc<Mutex<Mmio<Block>>>, Failure> {
+fn attach_disk(vm: &mut Vm, disk: &config::Disk) -> Result<Arc<Mutex<Virtio<Block>>>, Failure> {
     let image = Arc::new(Disk::open(&disk.path, disk.readonly)?);
     let line = Irq::new()?;
     let ram = vm.memory().ram().clone();
     let block = Block::new(Arc::clone(&image), "disk0");
-    let device = Mmio::new("virtio-blk0", block, ram, line.clone())?;
+    let device = Virtio::new("virtio-blk0", block, ram, line.clone())?;
     let device = Arc::new(Mutex::new(device));
     vm.attach_mmio(Arc::clone(&device), &line)?;
     // What nobody writes needs no copying: it is the same on both hosts, or should be.
@@ -184,7 +184,7 @@ fn card(vm: &mut Vm, config: &Config) -> Result<Card, Failure> {
         offloads: super::backend::offloads(&config.net),
     });
     let ram = vm.memory().ram().clone();
-    let card = Arc::new(Mutex::new(Mmio::new(
+    let card = Arc::new(Mutex::new(Virtio::new(
         "virtio-net0",
         net,
         ram,
@@ -192,7 +192,7 @@ fn card(vm: &mut Vm, config: &Config) -> Result<Card, Failure> {
     )?));
     let window = vm.attach_mmio(Arc::clone(&card), &line)?;
     let locked = card.lock().map_err(|_| "the card's lock is poisoned")?;
-    vm.route_notify(locked.wake_fd(), window.base + Mmio::<Net>::NOTIFY)?;
+    vm.route_notify(locked.wake_fd(), window.base + Virtio::<Net>::MMIO_NOTIFY)?;
     drop(locked);
     Ok(card)
 }

@@ -13,7 +13,7 @@ use std::{
 use crate::config::{Config, Purpose};
 use colo_driver_kvm::device::{
     BusDevice as _,
-    virtio::{Backend, Mmio},
+    virtio::{Backend, Virtio},
 };
 use colo_driver_mio::{
     Guest as _, Wake,
@@ -117,7 +117,7 @@ impl Alone {
 /// Brings a device up on the ring at `ring`, in which a request waits: the driver is ready
 /// before its ring is, so the request is not seen at once. Then the device says that it has
 /// seen it too late to serve it where it was notified.
-fn leave_a_request<D: Backend>(device: &Mutex<Mmio<D>>, ring: u32) {
+fn leave_a_request<D: Backend>(device: &Mutex<Virtio<D>>, ring: u32) {
     let mut device = lock(device);
     let registers = [
         (0x70, 1),
@@ -140,7 +140,7 @@ fn leave_a_request<D: Backend>(device: &Mutex<Mmio<D>>, ring: u32) {
 }
 
 /// Whether the guest was interrupted for a request.
-fn completed<D: Backend>(device: &Mutex<Mmio<D>>) -> bool {
+fn completed<D: Backend>(device: &Mutex<Virtio<D>>) -> bool {
     let mut status = [0; 4];
     lock(device).read(0x60, &mut status);
     status[0] & 1 != 0

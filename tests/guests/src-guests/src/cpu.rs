@@ -25,6 +25,42 @@ pub fn out8(port: u16, value: u8) {
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack)) };
 }
 
+/// Reads a 32-bit word from an I/O port.
+#[must_use]
+pub fn in32(port: u16) -> u32 {
+    let value;
+    // SAFETY: the guest owns every port of its machine.
+    unsafe { asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack)) };
+    value
+}
+
+/// Writes a 32-bit word to an I/O port.
+pub fn out32(port: u16, value: u32) {
+    // SAFETY: the guest owns every port of its machine.
+    unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack)) };
+}
+
+/// Reads a naturally aligned 16-bit word at a physical address below 4 GiB.
+#[must_use]
+pub fn peek16(address: u64) -> u16 {
+    let value;
+    // SAFETY: everything below 4 GiB is mapped; `mov` keeps device registers to one access.
+    unsafe { asm!("mov {0:x}, [{1}]", out(reg) value, in(reg) address, options(nostack)) };
+    value
+}
+
+/// Writes a naturally aligned 16-bit word at a physical address below 4 GiB, as [`poke32`] does.
+pub fn poke16(address: u64, value: u16) {
+    // SAFETY: everything below 4 GiB is mapped; `mov` keeps device registers to one access.
+    unsafe { asm!("mov [{1}], {0:x}", in(reg) value, in(reg) address, options(nostack)) };
+}
+
+/// Writes a byte at a physical address below 4 GiB, as [`poke32`] does.
+pub fn poke8(address: u64, value: u8) {
+    // SAFETY: everything below 4 GiB is mapped; `mov` keeps device registers to one access.
+    unsafe { asm!("mov [{1}], {0}", in(reg_byte) value, in(reg) address, options(nostack)) };
+}
+
 /// Reads a naturally aligned 32-bit word at a physical address below 4 GiB.
 #[must_use]
 pub fn peek32(address: u64) -> u32 {

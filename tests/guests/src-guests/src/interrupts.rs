@@ -110,6 +110,13 @@ pub fn route(ioapic: u64, pin: u32) {
     poke32(ioapic + 0x10, VECTOR_DEVICE.into());
 }
 
+/// Address and data of the message that is a device interrupt on this processor.
+#[must_use]
+pub fn message() -> (u32, u32) {
+    let id = peek32(LAPIC_ID) >> 24;
+    (LAPIC as u32 | id << 12, VECTOR_DEVICE.into())
+}
+
 /// The number of pins of an I/O APIC, or none if there is no I/O APIC at that address.
 #[must_use]
 pub fn pins(ioapic: u64) -> Option<u32> {

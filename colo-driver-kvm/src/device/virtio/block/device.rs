@@ -27,7 +27,7 @@ pub(super) const MOST_ZEROES: u32 = 32 << 10;
 /// What moves between the file and guest RAM at once.
 pub(super) const BOUNCE: usize = 64 << 10;
 
-/// A virtio disk; [`Mmio<Block>`](super::super::Mmio) is the device.
+/// A virtio disk; [`Virtio<Block>`](super::super::Virtio) is the device.
 #[derive(Debug)]
 pub struct Block {
     pub(super) disk: Arc<Disk>,
@@ -85,8 +85,8 @@ impl Backend for Block {
         }
     }
 
-    fn queue_sizes(&self) -> &'static [u16] {
-        &[QUEUE]
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![QUEUE]
     }
 
     fn config(&self) -> ConfigSpace {

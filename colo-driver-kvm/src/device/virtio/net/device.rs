@@ -11,7 +11,7 @@ use virtio_bindings::virtio_net::{
 };
 
 use super::super::chain::Chain;
-use super::super::{Backend, ConfigSpace, Mmio, Queues};
+use super::super::{Backend, ConfigSpace, Queues, Virtio};
 use super::metrics::NetMetrics;
 
 /// Bytes of the header before each frame in the rings (`virtio_net_hdr_v1`), and on a tap.
@@ -55,7 +55,7 @@ pub struct NetConfig {
     pub offloads: Offloads,
 }
 
-/// A virtio network card; [`Mmio<Net>`] is the device.
+/// A virtio network card; [`Virtio<Net>`] is the device.
 #[derive(Debug)]
 pub struct Net {
     pub(super) config: NetConfig,
@@ -109,7 +109,7 @@ impl Net {
     }
 }
 
-impl Mmio<Net> {
+impl Virtio<Net> {
     /// Plugs the cable in or pulls it. While it is out, frames are dropped in both directions; the guest is told.
     pub fn set_link(&mut self, up: bool) {
         if self.device.link_up != up {
@@ -145,8 +145,8 @@ impl Backend for Net {
         features
     }
 
-    fn queue_sizes(&self) -> &'static [u16] {
-        &[256, 256]
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![256, 256]
     }
 
     fn config(&self) -> ConfigSpace {
@@ -160,7 +160,7 @@ impl Backend for Net {
             .with(6, &status.to_le_bytes())
     }
 
-    /// The guest may have posted receive buffers. The transmit ring is the loop's ([`Mmio::poll_tx`]).
+    /// The guest may have posted receive buffers. The transmit ring is the loop's ([`Virtio::poll_tx`]).
     fn serve(&mut self, queues: &mut Queues) -> bool {
         self.deliver_backlog(queues);
         if self.backlog.is_empty() {

@@ -7,7 +7,7 @@ use virtio_bindings::virtio_net::{
 };
 
 use super::device::{MOST_BYTES, MOST_WAITING, MOST_WAITING_BYTES, Net, RX, TX, VNET_HEADER};
-use crate::device::virtio::{Mmio, Queues};
+use crate::device::virtio::{Queues, Virtio};
 
 /// What became of a frame for the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub enum RxOutcome {
     Dropped,
 }
 
-impl Mmio<Net> {
+impl Virtio<Net> {
     /// Takes up to `budget` frames out of the transmit ring, each into `sink` with the current epoch. Returns how many
     /// requests were taken; if some may be left, [`wake_fd`](Self::wake_fd) is readable again.
     ///

@@ -1,7 +1,7 @@
 //! The network card (virtio 1.2 section 5.1): one pair of rings, no thread.
 //!
-//! The loop takes frames out with [`Mmio::poll_tx`](super::Mmio::poll_tx), each with the epoch it belongs to, and
-//! brings frames in with [`Mmio::rx`](super::Mmio::rx), each with its index in the input log. `device.rs` holds what
+//! The loop takes frames out with [`Virtio::poll_tx`](super::Virtio::poll_tx), each with the epoch it belongs to, and
+//! brings frames in with [`Virtio::rx`](super::Virtio::rx), each with its index in the input log. `device.rs` holds what
 //! the card is, `event.rs` both directions, `state.rs` its fields of the section, `metrics.rs` its counters.
 
 mod device;

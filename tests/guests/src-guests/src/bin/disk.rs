@@ -45,7 +45,7 @@ fn main(boot: &'static Boot) -> ! {
             cpu::stop();
         }
         Err(trouble) => {
-            println!("disk: no disk on virtio-mmio: {trouble:?}");
+            println!("disk: no virtio disk: {trouble:?}");
             cpu::stop();
         }
     };

@@ -62,12 +62,12 @@ impl Net {
     pub fn find(cmdline: &CommandLine) -> Result<Self, Trouble> {
         let transport = Transport::find(cmdline, KIND)?;
         let features = transport.begin(F_MAC | F_ANY_LAYOUT | F_CSUM | F_GUEST_CSUM | F_GUEST_TSO)?;
-        if transport.legacy && features & F_ANY_LAYOUT == 0 {
+        if transport.legacy() && features & F_ANY_LAYOUT == 0 {
             // Without it the header needs a descriptor of its own.
             return Err(Trouble::Features);
         }
         // The number of merged buffers is part of the header of a modern device only.
-        let header = if transport.legacy { 10 } else { 12 };
+        let header = if transport.legacy() { 10 } else { 12 };
         let (size, each) = if features & F_GUEST_TSO == 0 {
             (QUEUE_SIZE, BUFFER)
         } else {

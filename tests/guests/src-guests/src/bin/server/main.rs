@@ -39,7 +39,7 @@ fn main(boot: &'static Boot) -> ! {
     let mut net = match Net::find(&boot.cmdline) {
         Ok(net) => net,
         Err(trouble) => {
-            println!("server: no network card on virtio-mmio: {trouble:?}");
+            println!("server: no virtio network card: {trouble:?}");
             cpu::stop();
         }
     };

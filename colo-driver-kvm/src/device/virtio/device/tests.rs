@@ -28,8 +28,8 @@ impl Backend for Echo {
         ONE_FEATURE
     }
 
-    fn queue_sizes(&self) -> &'static [u16] {
-        &[64, 16]
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![64, 16]
     }
 
     fn config(&self) -> ConfigSpace {

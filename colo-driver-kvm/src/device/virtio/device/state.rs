@@ -9,15 +9,15 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use super::super::backend::Saved;
 use super::super::queues::Queues;
 use super::super::ring::{Cursor, Ring};
-use super::Mmio;
-use super::device::STATUS;
+use super::Virtio;
+use super::negotiation::STATUS;
 use crate::device::codec::{Decoder, Encoder};
 use crate::device::{LoadError, Persist};
 use crate::memory::GuestRam;
 
 const VERSION: u16 = 1;
 
-impl<D: Saved> Persist for Mmio<D> {
+impl<D: Saved> Persist for Virtio<D> {
     fn section(&self) -> &str {
         &self.section
     }
@@ -28,7 +28,7 @@ impl<D: Saved> Persist for Mmio<D> {
 
     fn quiesce(&mut self) {
         self.queues.quiesced = true;
-        self.queues.irq.hold();
+        self.queues.interrupts.hold();
     }
 
     fn save(&self, out: &mut Vec<u8>) {
@@ -82,7 +82,7 @@ impl<D: Saved> Persist for Mmio<D> {
         self.queue_sel = queue_sel;
         self.queues = Queues {
             ram: self.queues.ram.clone(),
-            irq: self.queues.irq.clone(),
+            interrupts: self.queues.interrupts.clone(),
             rings,
             features: agreed(status, driver_features),
             driver_up: status & VIRTIO_CONFIG_S_DRIVER_OK != 0,
@@ -94,8 +94,9 @@ impl<D: Saved> Persist for Mmio<D> {
         };
         self.device.apply(device);
         // Both belong to what was here before; `resume` makes its own.
-        self.queues.irq.forget();
+        self.queues.interrupts.forget();
         self.drain_wake();
+        self.loaded = true;
         Ok(())
     }
 
@@ -104,10 +105,14 @@ impl<D: Saved> Persist for Mmio<D> {
             return;
         }
         self.queues.quiesced = false;
-        self.queues.irq.release();
-        if self.queues.interrupt_status != 0 {
-            self.queues.irq.raise();
-        }
+        let loaded = std::mem::take(&mut self.loaded);
+        let Queues {
+            interrupts,
+            interrupt_status,
+            ..
+        } = &self.queues;
+        interrupts.release();
+        interrupts.raise_again(*interrupt_status, loaded);
         self.kick();
     }
 }
@@ -126,7 +131,7 @@ struct Loaded<S> {
 }
 
 fn decode<D: Saved>(
-    here: &Mmio<D>,
+    here: &Virtio<D>,
     version: u16,
     bytes: &[u8],
 ) -> Result<Loaded<D::State>, LoadError> {

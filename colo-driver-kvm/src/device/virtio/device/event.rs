@@ -2,14 +2,14 @@
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::Mmio;
+use super::Virtio;
 use crate::device::virtio::Backend;
 
-impl<D: Backend> Mmio<D> {
+impl<D: Backend> Virtio<D> {
     /// Readable when the loop should call [`serve`](Self::serve), or for a network card
-    /// [`poll_tx`](Mmio::poll_tx): requests are waiting, or were when the device was resumed.
+    /// [`poll_tx`](Virtio::poll_tx): requests are waiting, or were when the device was resumed.
     ///
-    /// As an ioeventfd at [`NOTIFY`](Self::NOTIFY) it takes the place of the exit for every device type. Without, a
+    /// As an ioeventfd at [`MMIO_NOTIFY`](Self::MMIO_NOTIFY) it takes the place of the exit for every device type. Without, a
     /// device other than a network card serves in the exit, but it must be watched all the same: a request that
     /// another vCPU adds while the ring is left comes without a notification, and is served from here.
     #[must_use]
@@ -24,7 +24,7 @@ impl<D: Backend> Mmio<D> {
     }
 
     /// The guest notified, or may have.
-    pub(super) fn kick(&mut self) {
+    pub(in super::super) fn kick(&mut self) {
         if !self.queues.is_live() {
             return;
         }
