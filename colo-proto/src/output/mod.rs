@@ -17,17 +17,21 @@
 //! | `compare.rs` | [`Comparator`]: do both guests say the same? |
 //! | `held.rs` | output waiting for its release, in order |
 //! | `input.rs` | [`InputLog`], [`StoredInputs`]: index, acknowledged-upto, cut, redelivery |
+//! | [`flow`] | [`Flows`](flow::Flows): do both guests say the same in each conversation? |
 //! | `gate.rs` | the only way out |
+//! | [`packet`] | frames by their parts: views, edits, fragments |
 //! | `shadow.rs` | what a secondary in lockstep has said and the world may not have heard |
 
 mod agreement;
 pub mod announce;
 mod class;
 mod compare;
+pub mod flow;
 mod gate;
 mod held;
 mod input;
 mod outlet;
+pub mod packet;
 mod shadow;
 
 pub use compare::{Comparator, Compared, Divergence};
