@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 seconds=${1:-30}
 shift $(($# > 0))
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(wire_decode page_sets machine pair_schedule qemu_stream virtio_mmio)
+[ ${#targets[@]} -gt 0 ] || targets=(wire_decode page_sets machine pair_schedule qemu_stream virtio_mmio packets flows translator)
 export RUSTC_BOOTSTRAP=1 # libFuzzer's instrumentation is unstable; no nightly toolchain is needed
 
 # The core forbids unsafe code: there is nothing for a sanitizer to find. The driver has some.

@@ -6,17 +6,22 @@
 //! | [`wire_decode`] | everything that decodes peer bytes | typed errors; what decodes encodes to itself |
 //! | [`page_sets`] | page sets, runs, the coming epoch's cache | agrees with a set of numbers |
 //! | [`machine`] | one host, any sequence of inputs | no misuse for right calls, wrong ones change nothing, bounded polls and queues |
+//! | [`packets`] | views of frames, edits in place | places inside, there and back is the same |
+//! | [`flows`] | the comparator of flows | agrees with arrays of bytes, keeps to its budget |
+//! | [`translator`] | the translator, any schedule | no panic, no growth |
 //! | [`pair_schedule`] | two hosts, any schedule of faults | the laws of `tests/world`: output commit, no mixture of epochs, one owner, bounded queues, no silence without a timer |
 
 mod machine;
 mod pages;
 mod pair;
+mod proxy;
 mod toy;
 mod wire;
 
 pub use machine::machine;
 pub use pages::page_sets;
 pub use pair::pair_schedule;
+pub use proxy::{flows, packets, translator};
 pub use wire::wire_decode;
 
 /// The program that a fuzzer wrote; zeros for ever after its end.
@@ -74,6 +79,13 @@ mod tests {
     #[test]
     fn every_seed_keeps_the_laws_of_a_machine() {
         replay("machine", super::machine);
+    }
+
+    #[test]
+    fn every_seed_keeps_the_laws_of_the_proxy() {
+        replay("packets", super::packets);
+        replay("flows", super::flows);
+        replay("translator", super::translator);
     }
 
     #[test]

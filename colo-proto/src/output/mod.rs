@@ -20,6 +20,7 @@
 //! | [`flow`] | [`Flows`](flow::Flows): do both guests say the same in each conversation? |
 //! | `gate.rs` | the only way out |
 //! | [`packet`] | frames by their parts: views, edits, fragments |
+//! | [`translate`] | [`Translator`](translate::Translator): numbers the world knows and numbers the guest uses |
 //! | `shadow.rs` | what a secondary in lockstep has said and the world may not have heard |
 
 mod agreement;
@@ -33,6 +34,7 @@ mod input;
 mod outlet;
 pub mod packet;
 mod shadow;
+pub mod translate;
 
 pub use compare::{Comparator, Compared, Divergence};
 pub use input::{InputLog, Logged, NotStored, StoredInputs};

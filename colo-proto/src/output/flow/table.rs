@@ -48,6 +48,10 @@ impl<V: Default> Table<V> {
         }
     }
 
+    pub(crate) const fn seed(&self) -> u64 {
+        self.seed
+    }
+
     pub(crate) const fn len(&self) -> usize {
         self.len
     }
@@ -123,6 +127,11 @@ impl<V: Default> Table<V> {
         }
         self.index[hole] = (0, NONE);
         Some(core::mem::take(&mut self.slots[place as usize].value))
+    }
+
+    /// The least recently used.
+    pub(crate) fn oldest(&self) -> Option<Place> {
+        Some(self.oldest).filter(|place| *place != NONE)
     }
 
     /// Places from the least recently used on.
