@@ -1,5 +1,5 @@
-//! A recording of a real QEMU 7.2 pair decodes to the last byte and encodes to the same bytes,
-//! however it is cut.
+//! Recordings of real pairs of QEMU 7.2, 10.0 and 11.1 decode to the last byte and encode to the
+//! same bytes, however they are cut.
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 use std::{io::Read, path::Path, sync::OnceLock};
@@ -7,7 +7,8 @@ use std::{io::Read, path::Path, sync::OnceLock};
 use colo_proto::{
     id::PAGE_SIZE,
     qemu::{
-        Block, Expectation, Item, Limits, Message, Reader, Replies, Resume, Segment, Within, Writer,
+        Block, Expectation, Generation, Item, Limits, Message, Reader, Replies, Resume, Segment,
+        Within, Writer,
     },
 };
 
@@ -18,16 +19,50 @@ fn fixture(name: &str) -> Vec<u8> {
     std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-fn recording() -> &'static [u8] {
-    static RECORDING: OnceLock<Vec<u8>> = OnceLock::new();
-    RECORDING.get_or_init(|| {
-        let packed = fixture("qemu72-pc-1vcpu.p2s.xz");
+/// A recording: its name, who sent it, its checkpoints and the size of its RAM.
+struct Recording {
+    name: &'static str,
+    sent_by: Generation,
+    checkpoints: usize,
+    memory: u64,
+}
+
+const RECORDINGS: [Recording; 3] = [
+    Recording {
+        name: "qemu72-pc-1vcpu",
+        sent_by: Generation::Qemu72,
+        checkpoints: 11,
+        memory: 80 << 20,
+    },
+    Recording {
+        name: "qemu1013-pc",
+        sent_by: Generation::Qemu100,
+        checkpoints: 16,
+        memory: 64 << 20,
+    },
+    Recording {
+        name: "qemu111-pc",
+        sent_by: Generation::Qemu111,
+        checkpoints: 16,
+        memory: 64 << 20,
+    },
+];
+
+impl Recording {
+    fn bytes(&self) -> Vec<u8> {
+        let packed = fixture(&format!("{}.p2s.xz", self.name));
         let mut bytes = Vec::new();
         xz2::read::XzDecoder::new(&packed[..])
             .read_to_end(&mut bytes)
             .unwrap();
         bytes
-    })
+    }
+}
+
+/// The one of QEMU 7.2.
+fn recording() -> &'static [u8] {
+    static RECORDING: OnceLock<Vec<u8>> = OnceLock::new();
+    RECORDING.get_or_init(|| RECORDINGS[0].bytes())
 }
 
 fn reader() -> Reader {
@@ -36,6 +71,14 @@ fn reader() -> Reader {
 
 /// Feeds `data` in pieces that end at `cuts` and at the end; encodes every item again.
 fn reencode(data: &[u8], cuts: impl Iterator<Item = usize>) -> (Vec<Item>, Vec<u8>) {
+    let (items, out, _) = decode(data, cuts);
+    (items, out)
+}
+
+fn decode(
+    data: &[u8],
+    cuts: impl Iterator<Item = usize>,
+) -> (Vec<Item>, Vec<u8>, Option<Generation>) {
     let (mut reader, mut writer) = (reader(), Writer::new());
     let (mut items, mut out, mut at) = (vec![], Vec::with_capacity(data.len()), 0);
     for cut in cuts.chain([data.len()]) {
@@ -54,45 +97,54 @@ fn reencode(data: &[u8], cuts: impl Iterator<Item = usize>) -> (Vec<Item>, Vec<u
     reader
         .finish()
         .unwrap_or_else(|cut| assert_eq!(cut.within, Within::Message, "{cut}"));
-    (items, out)
+    (items, out, reader.generation())
 }
 
-/// The recording up to the last whole message: the primary was killed after it.
+/// Up to the last whole message: the primary was killed after it.
 #[test]
-fn decodes_to_the_last_byte_and_encodes_to_the_same_bytes() {
-    let data = recording();
-    let (items, out) = reencode(data, std::iter::empty());
-    assert!(out == data, "{} of {} bytes", out.len(), data.len());
-    let blobs = items.iter().filter(|i| matches!(i, Item::Blob(_))).count();
-    assert_eq!(blobs, 11);
-    let Some(Item::RamStart { table, .. }) =
-        items.iter().find(|i| matches!(i, Item::RamStart { .. }))
-    else {
-        panic!("no block table");
-    };
-    let names: Vec<&str> = table
-        .blocks()
-        .iter()
-        .map(|b: &Block| b.name.as_str())
-        .collect();
-    assert_eq!(names[0], "pc.ram");
-    assert_eq!(table.blocks()[0].bytes, 80 << 20);
-}
-
-#[test]
-fn decodes_the_same_when_cut_at_every_thousandth_byte() {
-    let data = recording();
-    let (items, out) = reencode(data, (1000..data.len()).step_by(1000));
-    assert!(out == data);
-    assert_eq!(items, reencode(data, std::iter::empty()).0);
+fn every_generation_decodes_to_the_last_byte_and_encodes_to_the_same_bytes() {
+    for recording in &RECORDINGS {
+        let (data, name) = (recording.bytes(), recording.name);
+        let (items, out, sent_by) = decode(&data, std::iter::empty());
+        assert!(out == data, "{name}: {} of {}", out.len(), data.len());
+        assert_eq!(sent_by, Some(recording.sent_by));
+        let blobs = items.iter().filter(|i| matches!(i, Item::Blob(_))).count();
+        assert_eq!(blobs, recording.checkpoints, "{name}");
+        let Some(Item::RamStart { table, multifd, .. }) =
+            items.iter().find(|i| matches!(i, Item::RamStart { .. }))
+        else {
+            panic!("{name}: no block table");
+        };
+        let names: Vec<&str> = table
+            .blocks()
+            .iter()
+            .map(|b: &Block| b.name.as_str())
+            .collect();
+        assert_eq!(names[0], "pc.ram");
+        assert_eq!(table.blocks()[0].bytes, recording.memory);
+        assert!(!multifd);
+    }
 }
 
 #[test]
-fn decodes_the_same_one_byte_at_a_time() {
-    let data = recording();
-    let (items, out) = reencode(data, 1..data.len());
-    assert!(out == data);
-    assert_eq!(items, reencode(data, std::iter::empty()).0);
+fn decodes_the_same_when_cut_at_every_thousandth_byte_and_one_byte_at_a_time() {
+    for recording in &RECORDINGS {
+        let data = recording.bytes();
+        let whole = reencode(&data, std::iter::empty());
+        let (items, out) = reencode(&data, (1000..data.len()).step_by(1000));
+        assert!(out == data && items == whole.0, "{}", recording.name);
+        // Byte by byte up to the first checkpoint's end: the rest repeats it.
+        let first = first_checkpoint(&data);
+        let (items, out) = reencode(&data[..first], 1..first);
+        assert!(out == data[..first] && whole.0.starts_with(&items));
+    }
+}
+
+/// Where the first checkpoint ends.
+fn first_checkpoint(data: &[u8]) -> usize {
+    let (mut reader, mut input) = (reader(), data);
+    while !matches!(reader.skip_pages(&mut input).unwrap(), Some(Item::Blob(_))) {}
+    usize::try_from(reader.offset()).unwrap()
 }
 
 /// The pull style: exactly what is demanded is read, page bytes go past the reader.
@@ -137,16 +189,24 @@ fn every_prefix_of_a_recording_ends_in_a_named_place() {
     }
 }
 
+/// What the return path owes in QEMU 11, READY, and three replies to each checkpoint.
 #[test]
-fn the_secondarys_side_of_the_recording_is_ready_and_eleven_times_three_replies() {
-    let data = fixture("qemu72-pc-1vcpu.s2p");
-    let (mut replies, mut input, mut got) = (Replies::new(), &data[..], vec![]);
-    while let Some(reply) = replies.read(&mut input).unwrap() {
-        got.extend(reply.encode());
+fn the_secondarys_side_of_every_recording_is_read_and_written_again() {
+    for recording in &RECORDINGS {
+        let data = fixture(&format!("{}.s2p", recording.name));
+        let (mut replies, mut input, mut got) = (Replies::new(), &data[..], vec![]);
+        for item in decode(&recording.bytes(), std::iter::empty()).0 {
+            if let Item::Command(command) = item {
+                replies.expect(command);
+            }
+        }
+        while let Some(reply) = replies.read(&mut input).unwrap() {
+            got.extend(reply.encode());
+        }
+        replies.finish().unwrap();
+        assert_eq!(got, data, "{}", recording.name);
+        assert_eq!(replies.due(), Message::CheckpointReply);
     }
-    replies.finish().unwrap();
-    assert_eq!(got, data);
-    assert_eq!(replies.due(), Message::CheckpointReply);
 }
 
 /// Spec resume: a held checkpoint is a migration stream with every page once.
@@ -158,7 +218,7 @@ fn a_checkpoint_turns_into_a_stream_that_decodes_to_the_same_state() {
     for item in &items {
         match item {
             Item::Configuration(c) => config = Some(c.clone()),
-            Item::RamStart { id, table } => ram = Some((*id, table.clone())),
+            Item::RamStart { id, table, .. } => ram = Some((*id, table.clone())),
             Item::Blob(b) => blob = Some(b.clone()),
             Item::Description(d) => json = Some(d.clone()),
             _ => {}

@@ -55,6 +55,8 @@ pub enum Within {
     Device(SectionId),
     /// The secondary's side of the link.
     Replies,
+    /// A multifd channel.
+    Channel,
 }
 
 impl fmt::Display for Within {
@@ -72,6 +74,7 @@ impl fmt::Display for Within {
             Self::Blob => f.write_str("device blob of a checkpoint"),
             Self::Device(id) => write!(f, "device section {id}"),
             Self::Replies => f.write_str("reply"),
+            Self::Channel => f.write_str("multifd channel"),
         }
     }
 }
@@ -104,6 +107,9 @@ pub enum Fault {
     /// What must be there is not.
     #[error("missing")]
     Missing,
+    /// Legal in another version of QEMU, not in the one that the rest of the stream is of.
+    #[error("mixes what different versions of QEMU send")]
+    Mixture,
     /// Breaks the format.
     #[error("malformed")]
     Malformed,
@@ -119,6 +125,9 @@ pub enum Feature {
     /// Compressed pages; crashes QEMU's secondary (spec qemu B2).
     #[error("compress")]
     Compress,
+    /// Compressed pages on multifd channels.
+    #[error("multifd-compression")]
+    MultifdCompression,
     /// Pages on channels of their own (spec qemu B3).
     #[error("multifd")]
     Multifd,
@@ -128,7 +137,7 @@ pub enum Feature {
     /// Records of another transport.
     #[error("rdma")]
     Rdma,
-    /// Messages back before the migration ends (spec qemu B4).
+    /// Messages back before the migration ends, of a QEMU before 11 (spec qemu B4).
     #[error("return-path")]
     ReturnPath,
     /// The guest runs before its memory is there.

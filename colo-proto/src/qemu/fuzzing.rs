@@ -157,7 +157,7 @@ fn resume(items: &[Item]) {
     for item in items {
         match item {
             Item::Configuration(c) => config = Some(c),
-            Item::RamStart { id, table } => ram = Some((*id, table)),
+            Item::RamStart { id, table, .. } => ram = Some((*id, table)),
             Item::Devices(d) | Item::Blob(d) => devices = Some(d),
             Item::Description(json) => description = Some(json),
             _ => {}

@@ -5,7 +5,9 @@ use core::{fmt, num::NonZeroU32};
 
 use bytes::Bytes;
 
-use super::{config::Configuration, device::Devices, error::*, message::Message};
+use super::{
+    config::Configuration, device::Devices, error::*, generation::Command, message::Message,
+};
 use crate::id::{PAGE_SIZE, PageRun, Slot};
 
 /// The sender's number of a section, stable for the whole link.
@@ -178,14 +180,16 @@ pub enum Item {
     Header,
     /// The machine and its subsections.
     Configuration(Arc<Configuration>),
-    /// Command 8: the stream goes on as COLO.
-    EnableColo,
+    /// A command: before the RAM section, or before its end.
+    Command(Command),
     /// The start section of the RAM, whole.
     RamStart {
         /// Its number in all later sections.
         id: SectionId,
         /// The blocks.
         table: Arc<BlockTable>,
+        /// Whether pages come on multifd channels.
+        multifd: bool,
     },
     /// A RAM section of the initial migration opens.
     RamPart(SectionId),
@@ -193,6 +197,8 @@ pub enum Item {
     RamEnd(SectionId),
     /// A page. If it is not zero, its bytes follow and go past the reader.
     Page(PageRecord),
+    /// What the multifd channels carried up to here belongs before what follows.
+    Flush,
     /// The open RAM section is closed.
     SectionClosed(SectionId),
     /// The live part of a checkpoint is over.

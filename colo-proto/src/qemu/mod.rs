@@ -21,10 +21,12 @@
 //! What the dialect cannot speak is refused by name: [`Feature`]. Every length has a bound:
 //! [`Limits`].
 
+mod channel;
 mod config;
 mod description;
 mod device;
 mod error;
+mod generation;
 mod item;
 mod limits;
 mod message;
@@ -37,10 +39,12 @@ mod writer;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 
+pub use channel::{Channel, ChannelItem};
 pub use config::{Configuration, Subsection};
 pub use description::{Described, DescriptionError, describe};
 pub use device::{DeviceSection, Devices};
 pub use error::{Expected, Fault, Feature, Got, StreamError, Within};
+pub use generation::{Command, Generation};
 pub use item::{Block, BlockTable, Item, Name, PageRecord, SectionId};
 pub use limits::{Expectation, Limits};
 pub use message::{Message, Replies};

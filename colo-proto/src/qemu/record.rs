@@ -8,6 +8,8 @@ pub(super) const MEM_SIZE: u64 = 0x004;
 pub(super) const PAGE: u64 = 0x008;
 pub(super) const EOS: u64 = 0x010;
 pub(super) const CONTINUE: u64 = 0x020;
+/// Waits for the multifd channels.
+pub(super) const FLUSH: u64 = 0x200;
 const FLAGS: u64 = PAGE_SIZE - 1;
 
 /// A legal head.
@@ -19,6 +21,8 @@ pub(super) enum Head {
     MemSize { total: u64 },
     /// The section's body is over.
     Eos,
+    /// Everything on the multifd channels up to their next mark comes first.
+    Flush,
 }
 
 pub(super) fn head(word: u64) -> Result<Head, Flaw> {
@@ -35,6 +39,7 @@ pub(super) fn head(word: u64) -> Result<Head, Flaw> {
             total: word & !FLAGS,
         }),
         EOS if word == EOS => Ok(Head::Eos),
+        FLUSH if word == FLUSH => Ok(Head::Flush),
         _ => Err(refusal(word)),
     }
 }
@@ -54,7 +59,6 @@ fn refusal(word: u64) -> Flaw {
         (0x040, Feature::Xbzrle),
         (0x080, Feature::Rdma),
         (0x100, Feature::Compress),
-        (0x200, Feature::Multifd),
     ];
     if let Some(&(_, feature)) = named.iter().find(|(bit, _)| flags & bit != 0) {
         return Flaw::new(

@@ -64,7 +64,7 @@ impl Resume {
         let mut start = Vec::new();
         writer::header(&mut start);
         writer::configuration(configuration, &mut start);
-        writer::ram_start(id, &table, &mut start);
+        writer::ram_start(id, &table, false, &mut start);
         writer::section(kind::PART, id, &mut start);
 
         let tail = Self::tail(id, devices, description);

@@ -7,6 +7,7 @@ use thiserror::Error;
 use super::{
     MAGIC, VERSION,
     config::{Configuration, Subsection},
+    generation::{self, Command},
     item::{BlockTable, Item, Name, PageRecord, SectionId},
     kind,
     message::Message,
@@ -15,8 +16,6 @@ use super::{
 
 /// Version of the RAM section.
 pub(super) const RAM_VERSION: u32 = 4;
-/// The command that turns a migration into COLO.
-pub(super) const ENABLE_COLO: u16 = 8;
 
 /// An item that cannot be written where it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -53,18 +52,15 @@ impl Writer {
         match item {
             Item::Header => header(out),
             Item::Configuration(config) => configuration(config, out),
-            Item::EnableColo => {
-                out.push(kind::COMMAND);
-                out.extend_from_slice(&ENABLE_COLO.to_be_bytes());
-                out.extend_from_slice(&0u16.to_be_bytes());
-            }
-            Item::RamStart { id, table } => {
-                ram_start(*id, table, out);
+            Item::Command(sent) => command(*sent, out),
+            Item::RamStart { id, table, multifd } => {
+                ram_start(*id, table, *multifd, out);
                 self.table = Some(Arc::clone(table));
             }
             Item::RamPart(id) => section(kind::PART, *id, out),
             Item::RamEnd(id) => section(kind::END, *id, out),
             Item::Page(page) => self.page(*page, out)?,
+            Item::Flush => out.extend_from_slice(&record::FLUSH.to_be_bytes()),
             Item::SectionClosed(id) => close(*id, out),
             Item::LiveOver => out.push(kind::EOF),
             Item::Devices(devices) | Item::Blob(devices) => {
@@ -88,8 +84,22 @@ impl Writer {
 /// Appends a COLO message.
 pub(super) fn message(message: Message, out: &mut Vec<u8>) {
     out.extend_from_slice(&message.number().to_be_bytes());
-    if let Message::VmstateSize(size) = message {
-        out.extend_from_slice(&size.to_be_bytes());
+    match message {
+        Message::VmstateSize(size) => out.extend_from_slice(&size.to_be_bytes()),
+        Message::Pong(value) | Message::ReturnPathOver(value) => {
+            out.extend_from_slice(&value.to_be_bytes());
+        }
+        _ => {}
+    }
+}
+
+fn command(command: Command, out: &mut Vec<u8>) {
+    let number = command.number();
+    out.push(kind::COMMAND);
+    out.extend_from_slice(&number.to_be_bytes());
+    out.extend_from_slice(&generation::data_length(number).to_be_bytes());
+    if let Command::Ping(value) = command {
+        out.extend_from_slice(&value.to_be_bytes());
     }
 }
 
@@ -127,7 +137,7 @@ pub(super) fn configuration(config: &Configuration, out: &mut Vec<u8>) {
     }
 }
 
-pub(super) fn ram_start(id: SectionId, table: &BlockTable, out: &mut Vec<u8>) {
+pub(super) fn ram_start(id: SectionId, table: &BlockTable, multifd: bool, out: &mut Vec<u8>) {
     section(kind::START, id, out);
     out.extend_from_slice(b"\x03ram");
     out.extend_from_slice(&0u32.to_be_bytes());
@@ -136,6 +146,9 @@ pub(super) fn ram_start(id: SectionId, table: &BlockTable, out: &mut Vec<u8>) {
     for block in table.blocks() {
         name(&block.name, out);
         out.extend_from_slice(&block.bytes.to_be_bytes());
+    }
+    if multifd {
+        out.extend_from_slice(&record::FLUSH.to_be_bytes());
     }
     close(id, out);
 }

@@ -96,7 +96,7 @@ pub fn inspect(args: &InspectArgs) -> Result<Report, InspectError> {
     };
     inspector.copy.flush().map_err(write)?;
     let mut report = inspector.report;
-    report.end(reader.offset(), fault.as_ref());
+    report.end(&reader, fault.as_ref());
     Ok(report)
 }
 

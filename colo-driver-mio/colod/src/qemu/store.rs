@@ -114,6 +114,7 @@ impl Store {
         let start = Item::RamStart {
             id: state.ram,
             table: image.table().clone(),
+            multifd: false,
         };
         // The writer learns the blocks' names; the start itself is in the file already.
         writer

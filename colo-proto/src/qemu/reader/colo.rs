@@ -6,6 +6,7 @@ use super::{
     super::{
         device::{Devices, split},
         error::{Expected, Fault, Flaw, StreamError},
+        generation,
         item::Item,
         kind,
         message::{self, Message},
@@ -44,6 +45,10 @@ impl Reader {
             }
             Step::LiveType => {
                 let got = bytes.first().copied().unwrap_or_default();
+                if got == kind::COMMAND {
+                    self.step = Step::LiveCommand;
+                    return Ok(None);
+                }
                 if got != kind::END {
                     return Err(Flaw::new(
                         0,
@@ -56,8 +61,18 @@ impl Reader {
                 self.step = Step::LiveId;
                 None
             }
+            Step::LiveCommand => {
+                let (number, length) = match *bytes {
+                    [a, b, c, d] => (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])),
+                    _ => (0, 0),
+                };
+                self.rules.before_ram(number, length, true)?;
+                self.step = Step::LiveType;
+                generation::command(number, 0).map(Item::Command)
+            }
             Step::LiveId => {
                 self.ram.open(bytes, Open::Live)?;
+                self.rules.live()?;
                 self.step = Step::Record;
                 Some(Item::RamEnd(self.ram.id))
             }

@@ -14,9 +14,10 @@ use super::{
         config::{self, Coming, Configuration},
         device::{Devices, Known},
         error::{Expected, Fault, Feature, Flaw, Got, StreamError},
+        generation,
         item::{Item, SectionId},
         kind,
-        writer::{ENABLE_COLO, RAM_VERSION},
+        writer::RAM_VERSION,
     },
     CHUNK, Open, Ram, Reader,
     step::{Step, Turn},
@@ -69,7 +70,8 @@ impl Reader {
                 Ok(None)
             }
             Step::Capability(_) => Err(config::capability(bytes)),
-            Step::Command => self.command(bytes).map(Some),
+            Step::Command => self.command(bytes),
+            Step::CommandData(number) => self.command_data(number, bytes),
             Step::StartHead => {
                 let (id, n) = parse(bytes, "section name", |i| (be_u32, be_u8).parse(i))?;
                 self.ram.id = SectionId(id);
@@ -96,6 +98,11 @@ impl Reader {
                 let end = kind == kind::END;
                 self.ram
                     .open(bytes, if end { Open::End } else { Open::Part })?;
+                if end {
+                    self.rules.end()?;
+                } else {
+                    self.rules.part()?;
+                }
                 self.step = Step::Record;
                 let id = self.ram.id;
                 Ok(Some(if end {
@@ -158,15 +165,9 @@ impl Reader {
                 return Ok(None);
             }
             kind::COMMAND => Step::Command,
-            kind::START if self.preamble.colo => Step::StartHead,
             kind::START => {
-                return Err(Flaw::new(
-                    0,
-                    "section type",
-                    Fault::Missing,
-                    "the start of the ram section",
-                    "command 8 before it: switch on x-colo at the sender",
-                ));
+                self.rules.start()?;
+                Step::StartHead
             }
             kind::CONFIGURATION => {
                 return Err(Flaw::new(
@@ -217,36 +218,32 @@ impl Reader {
         Ok(None)
     }
 
-    fn command(&mut self, bytes: &[u8]) -> Result<Item, Flaw> {
-        let (command, n) = parse(bytes, "command", |i| (be_u16, be_u16).parse(i))?;
-        let refuse = |fault, expected: &'static str| {
-            Err(Flaw::new(0, "command", fault, u32::from(command), expected))
-        };
-        const ONLY: &str = "8 (enable colo)";
-        match command {
-            ENABLE_COLO if n != 0 => Err(Flaw::new(
-                2,
-                "command length",
-                Fault::Malformed,
-                u32::from(n),
-                0u32,
-            )),
-            ENABLE_COLO if self.ram.started => {
-                refuse(Fault::OutOfPlace, "no command after the ram section began")
-            }
-            ENABLE_COLO if self.preamble.colo => refuse(Fault::Repeated, "command 8 once"),
-            ENABLE_COLO => {
-                self.preamble.colo = true;
-                self.step = Step::PreambleType;
-                Ok(Item::EnableColo)
-            }
-            1 | 2 => refuse(Fault::Unsupported(Feature::ReturnPath), ONLY),
-            // Advise comes with postcopy (its data are page sizes) or with dirty bitmaps (none).
-            3 if n == 0 => refuse(Fault::Unsupported(Feature::DirtyBitmaps), ONLY),
-            3..=6 | 9 | 10 => refuse(Fault::Unsupported(Feature::Postcopy), ONLY),
-            7 => refuse(Fault::Unsupported(Feature::Packaged), ONLY),
-            _ => refuse(Fault::Unknown, ONLY),
+    fn command(&mut self, bytes: &[u8]) -> Result<Option<Item>, Flaw> {
+        let (number, n) = parse(bytes, "command", |i| (be_u16, be_u16).parse(i))?;
+        if self.ram.started {
+            self.rules.before_ram(number, n, false)?;
+        } else {
+            self.rules.opening(number, n)?;
         }
+        if n > 0 {
+            self.step = Step::CommandData(number);
+            return Ok(None);
+        }
+        self.commanded(number, 0)
+    }
+
+    fn command_data(&mut self, number: u16, bytes: &[u8]) -> Result<Option<Item>, Flaw> {
+        let data = parse(bytes, "data of a command", be_u32)?;
+        self.commanded(number, data)
+    }
+
+    fn commanded(&mut self, number: u16, data: u32) -> Result<Option<Item>, Flaw> {
+        self.step = if self.ram.started {
+            Step::RamType
+        } else {
+            Step::PreambleType
+        };
+        Ok(generation::command(number, data).map(Item::Command))
     }
 
     fn ram_type(&mut self, bytes: &[u8]) -> Result<Option<Item>, Flaw> {

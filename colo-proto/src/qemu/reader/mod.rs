@@ -23,6 +23,7 @@ use super::{
     config::Subsection,
     device::Known,
     error::{Expected, Fault, Flaw, Got, StreamError, Within},
+    generation::{Chooser, Generation},
     item::{Block, BlockTable, Item, Name, SectionId},
     limits::{Expectation, Limits},
 };
@@ -97,6 +98,7 @@ pub struct Reader {
     queued: Option<Item>,
     failed: Option<StreamError>,
     preamble: Preamble,
+    rules: Chooser,
     ram: Ram,
     devices: Scan,
     known: Vec<Known>,
@@ -108,7 +110,6 @@ pub struct Reader {
 struct Preamble {
     machine: Option<Name>,
     subsections: Vec<Subsection>,
-    colo: bool,
 }
 
 /// The RAM section's state, across sections and checkpoints.
@@ -117,8 +118,13 @@ struct Ram {
     id: SectionId,
     /// The open section.
     section: Open,
-    /// Whether the block table began: no command is legal after it.
+    /// Whether the block table began: of the commands only the end's announcement is legal after
+    /// it.
     started: bool,
+    /// Whether pages come on multifd channels.
+    multifd: bool,
+    /// Whether the last record waited for those channels.
+    flushed: bool,
     /// Grows while the table is read.
     blocks: Vec<Block>,
     /// Bytes of the announced total that no block has claimed yet.
@@ -166,10 +172,13 @@ impl Reader {
             queued: None,
             failed: None,
             preamble: Preamble::default(),
+            rules: Chooser::default(),
             ram: Ram {
                 id: SectionId(0),
                 section: Open::Start,
                 started: false,
+                multifd: false,
+                flushed: false,
                 blocks: Vec::new(),
                 unclaimed: 0,
                 table: Arc::default(),
@@ -281,6 +290,45 @@ impl Reader {
     #[must_use]
     pub const fn table(&self) -> &Arc<BlockTable> {
         &self.ram.table
+    }
+
+    /// Which version of QEMU sends; certain when the last RAM section of the migration opens.
+    #[must_use]
+    pub fn generation(&self) -> Option<Generation> {
+        self.rules.generation()
+    }
+
+    /// Whether the sender waits for the end of the return path after the load.
+    pub(super) fn return_path(&self) -> bool {
+        self.rules.answers()
+    }
+
+    /// Whether a RAM section is open, so that multifd channels may carry pages.
+    pub(super) const fn in_ram(&self) -> bool {
+        self.ram.started
+            && matches!(
+                self.step,
+                Step::RamType
+                    | Step::RamId(_)
+                    | Step::Command
+                    | Step::LiveType
+                    | Step::LiveCommand
+                    | Step::LiveId
+                    | Step::Record
+                    | Step::NameLen(_)
+                    | Step::BlockName(..)
+                    | Step::Fill(_)
+            )
+    }
+
+    /// A page that came on a multifd channel. In a checkpoint each stands once, on whatever way.
+    pub(super) fn claim(&mut self, page: PageRun) -> bool {
+        if !self.ram.live {
+            return true;
+        }
+        let free = self.ram.seen.intersects(page) == Some(false);
+        self.ram.seen.insert(page);
+        free
     }
 
     /// Whether the stream stands between checkpoints, the only place where it may end.
@@ -395,9 +443,12 @@ impl Reader {
             | Step::BlockName(..)
             | Step::Fill(_)
             | Step::Footer => self.ram_step(bytes, base),
-            Step::Message(_) | Step::LiveType | Step::LiveId | Step::LiveEnd | Step::Size => {
-                self.colo_step(bytes)
-            }
+            Step::Message(_)
+            | Step::LiveType
+            | Step::LiveCommand
+            | Step::LiveId
+            | Step::LiveEnd
+            | Step::Size => self.colo_step(bytes),
             _ => self.initial_step(bytes),
         }
     }

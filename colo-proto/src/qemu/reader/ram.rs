@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 
 use super::{
     super::{
-        error::{Expected, Fault, Flaw, Got},
+        error::{Expected, Fault, Feature, Flaw, Got},
         item::{Item, PageRecord},
         kind, record,
     },
@@ -66,6 +66,7 @@ impl Reader {
         let word = bytes
             .first_chunk()
             .map_or(0, |word| u64::from_be_bytes(*word));
+        let flushed = core::mem::take(&mut self.ram.flushed);
         match record::head(word)? {
             record::Head::Page { page, zero, named } => {
                 let coded = Coded { page, zero, named };
@@ -76,9 +77,32 @@ impl Reader {
                 self.located(coded)
             }
             record::Head::Eos => {
+                if self.ram.multifd
+                    && !flushed
+                    && matches!(self.ram.section, Open::End | Open::Live)
+                {
+                    return Err(Flaw::new(
+                        0,
+                        "record flags",
+                        Fault::Missing,
+                        "the end of the section",
+                        "0x200 before it: the multifd channels' pages belong to this section",
+                    ));
+                }
                 self.step = Step::Footer;
                 Ok(None)
             }
+            record::Head::Flush if self.ram.multifd => {
+                self.ram.flushed = true;
+                Ok(Some(Item::Flush))
+            }
+            record::Head::Flush => Err(Flaw::new(
+                0,
+                "record flags",
+                Fault::Unsupported(Feature::Multifd),
+                record::FLUSH,
+                "multifd announced in the start section, as QEMU from 8.1 on does",
+            )),
             record::Head::MemSize { .. } => Err(Flaw::new(
                 0,
                 "record flags",
@@ -176,7 +200,14 @@ impl Reader {
         let (next, item) = match self.ram.section {
             Open::Start => {
                 let table = Arc::clone(&self.ram.table);
-                (Step::RamType, Item::RamStart { id, table })
+                (
+                    Step::RamType,
+                    Item::RamStart {
+                        id,
+                        table,
+                        multifd: self.ram.multifd,
+                    },
+                )
             }
             Open::Part => (Step::RamType, Item::SectionClosed(id)),
             Open::End => (Step::Devices, Item::SectionClosed(id)),

@@ -20,6 +20,8 @@ pub(super) enum Step {
     Capability(usize),
     /// Number and length of a command.
     Command,
+    /// The data of a command.
+    CommandData(u16),
     /// Id and name length of the section that starts.
     StartHead,
     /// Its name, instance and version.
@@ -45,6 +47,8 @@ pub(super) enum Step {
     Devices,
     Message(Turn),
     LiveType,
+    /// Number and length of a command before the RAM of a checkpoint.
+    LiveCommand,
     LiveId,
     LiveEnd,
     Size,
@@ -74,7 +78,12 @@ impl Step {
         match self {
             Self::Header | Self::TableHead | Self::TableEnd | Self::Record | Self::Size => 8,
             Self::ConfigHead | Self::StartHead | Self::Footer => 5,
-            Self::Command | Self::RamId(_) | Self::Message(_) | Self::LiveId => 4,
+            Self::Command
+            | Self::CommandData(_)
+            | Self::LiveCommand
+            | Self::RamId(_)
+            | Self::Message(_)
+            | Self::LiveId => 4,
             Self::PreambleType
             | Self::SubLen
             | Self::CapabilityLen
@@ -102,7 +111,8 @@ impl Step {
             Self::SubLen | Self::SubName(_) => "subsection name",
             Self::SubBody(_) => "subsection",
             Self::CapabilityLen | Self::Capability(_) => "capability",
-            Self::Command => "command",
+            Self::Command | Self::LiveCommand => "command",
+            Self::CommandData(_) => "data of a command",
             Self::StartHead | Self::StartName(_) => "section name",
             Self::TableHead => "block table",
             Self::BlockLen | Self::Block(_) => "block",
@@ -131,7 +141,7 @@ impl Step {
             | Self::SubBody(_)
             | Self::CapabilityLen
             | Self::Capability(_) => Within::Configuration,
-            Self::PreambleType | Self::Command => Within::Command,
+            Self::PreambleType | Self::Command | Self::CommandData(_) => Within::Command,
             Self::StartHead
             | Self::StartName(_)
             | Self::TableHead
@@ -151,7 +161,7 @@ impl Step {
             },
             Self::Devices => Within::Devices,
             Self::Message(_) | Self::Size => Within::Message,
-            Self::LiveType | Self::LiveId | Self::LiveEnd => Within::Live,
+            Self::LiveType | Self::LiveCommand | Self::LiveId | Self::LiveEnd => Within::Live,
             Self::Blob(_) => Within::Blob,
         }
     }

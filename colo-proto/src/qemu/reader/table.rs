@@ -108,6 +108,10 @@ impl Reader {
 
     pub(super) fn table_end(&mut self, bytes: &[u8]) -> Result<Option<Item>, Flaw> {
         let word = parse(bytes, "end of the block table", be_u64)?;
+        if word == record::FLUSH && !self.ram.multifd {
+            self.ram.multifd = true;
+            return Ok(None);
+        }
         if word != record::EOS {
             return Err(Flaw::new(
                 0,

@@ -59,6 +59,11 @@ pub enum FeedError {
     /// The reply was due and the machine behind it does not agree: a fault of this side.
     #[error("the primary's machine refuses what the dialect allows: {0}")]
     OutOfStep(PeerFault),
+    /// The capture's pages went over multifd channels and are not in it.
+    #[error(
+        "the capture is of a link with multifd: its pages went over channels that are not in it"
+    )]
+    Multifd,
     /// An item was sent that this side's machine had not asked for.
     #[error("{item} was sent before it was due")]
     OutOfTurn {
@@ -126,6 +131,11 @@ impl Feeder {
             primary.base.progress = now;
         }
         match item {
+            Item::Command(command) => {
+                self.replies.expect(*command);
+                Ok(())
+            }
+            Item::RamStart { multifd: true, .. } => Err(FeedError::Multifd),
             Item::RamStart { table, .. } => {
                 self.pages = PageSet::new(&table.slots());
                 self.primary = Some(machine::primary(table, Limits::default().devices, now)?);
@@ -165,6 +175,10 @@ impl Feeder {
     /// A reply that is not the one due, or one that nothing was sent for.
     pub fn handle_bytes(&mut self, now: Instant, mut input: &[u8]) -> Result<(), FeedError> {
         while let Some(reply) = self.replies.read(&mut input)? {
+            if matches!(reply, Message::Pong(_) | Message::ReturnPathOver(_)) {
+                self.since = now;
+                continue;
+            }
             if self.may_send() {
                 return Err(FeedError::Unasked { reply });
             }

@@ -15,6 +15,7 @@
 //! machine's. [`Feeder`] is the other side: a `Primary` whose guest is a recording; it says after
 //! which item which replies are owed.
 
+mod channels;
 mod feeder;
 mod machine;
 mod standby;

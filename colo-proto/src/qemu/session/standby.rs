@@ -1,6 +1,6 @@
 //! The secondary's role without a VM: takes whole checkpoints, answers at once.
 
-use alloc::{boxed::Box, collections::VecDeque, sync::Arc, vec::Vec};
+use alloc::{boxed::Box, collections::VecDeque, sync::Arc, vec, vec::Vec};
 use core::time::Duration;
 
 use bytes::Bytes;
@@ -10,19 +10,21 @@ use super::{
     super::{
         config::Configuration,
         device::Devices,
-        error::{Fault, StreamError},
+        error::{Fault, Flaw, StreamError, Within},
+        generation::{Command as Sent, Generation},
         item::{BlockTable, Item, PageRecord, SectionId},
         limits::{Expectation, Limits},
         message::Message,
         reader::{Demand, Overrun, Reader},
     },
+    channels::Channels,
     machine::{self, Batch, Translated as _, never},
 };
 use crate::{
     command::{Command, CommandId},
     error::{ConfigError, PeerFault},
     event::Event,
-    id::{Channel, Epoch},
+    id::{Channel, Epoch, PAGE_SIZE},
     machine::{GuestOp, Input, Machine as _, Output},
     secondary::Secondary,
     time::Instant,
@@ -99,6 +101,10 @@ pub enum Action {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum Lost {
+    /// The migration is whole and the primary never asked for a checkpoint: it ended as a plain
+    /// migration, or died before.
+    #[error("the primary closed the link and COLO never began: it asked for no checkpoint")]
+    NeverBegan,
     /// The primary closed the connection, or died.
     #[error("the primary closed the link ({0})")]
     Closed(StreamError),
@@ -135,6 +141,9 @@ pub struct Standby {
     most_state: u64,
     /// From the block table on.
     secondary: Option<Box<Secondary>>,
+    channels: Channels,
+    /// Whether a checkpoint was ever asked for.
+    began: bool,
     coming: Coming,
     batch: Batch,
     next: Epoch,
@@ -161,6 +170,8 @@ impl Standby {
             phase: Phase::Migrating,
             heard: now,
             secondary: None,
+            channels: Channels::default(),
+            began: false,
             coming: Coming::default(),
             batch: Batch::default(),
             next: Epoch(0),
@@ -171,7 +182,96 @@ impl Standby {
     /// What the next bytes are for.
     #[must_use]
     pub fn demand(&self) -> Demand {
+        if self.channels.waiting() {
+            return Demand {
+                place: None,
+                then: 0,
+            };
+        }
         self.reader.demand()
+    }
+
+    /// Which version of QEMU sends; certain once the migration's RAM is over.
+    #[must_use]
+    pub fn generation(&self) -> Option<Generation> {
+        self.reader.generation()
+    }
+
+    /// Whether a checkpoint was ever asked for. Until then the primary may have meant a plain
+    /// migration.
+    #[must_use]
+    pub const fn began(&self) -> bool {
+        self.began
+    }
+
+    /// How many multifd channels there are.
+    #[must_use]
+    pub const fn channels(&self) -> usize {
+        self.channels.len()
+    }
+
+    /// Another connection of this primary, which began with [`Channel::SIGN`]. Gives back its
+    /// number for the calls below.
+    ///
+    /// [`Channel::SIGN`]: super::super::Channel::SIGN
+    ///
+    /// # Errors
+    /// If the main stream does not say which pages of it belong where.
+    pub fn open_channel(&mut self, now: Instant) -> Result<usize, Lost> {
+        self.heard = now;
+        Ok(self.channels.open()?)
+    }
+
+    /// What the next bytes of a channel are for. Nothing is demanded while it is ahead of the
+    /// others.
+    #[must_use]
+    pub fn channel_demand(&self, channel: usize) -> Demand {
+        self.channels.demand(channel, self.reader.in_ram())
+    }
+
+    /// [`handle_bytes`](Self::handle_bytes) of a channel. The main stream may be able to go on
+    /// afterwards.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn handle_channel_bytes(
+        &mut self,
+        now: Instant,
+        channel: usize,
+        input: &mut &[u8],
+    ) -> Result<Option<Action>, Lost> {
+        if !input.is_empty() {
+            self.heard = now;
+        }
+        let in_ram = self.reader.in_ram();
+        let Some(page) = self.channels.take(channel, in_ram, input)? else {
+            return Ok(None);
+        };
+        if !self.reader.claim(page.run()) {
+            let flaw = Flaw::new(
+                0,
+                "page offset",
+                Fault::Repeated,
+                page.page.saturating_mul(PAGE_SIZE),
+                "each page once in a checkpoint",
+            );
+            return Err(flaw.within(Within::Channel, 0).into());
+        }
+        self.page(now, page).map(Some)
+    }
+
+    /// [`handle_placed`](Self::handle_placed) of a channel.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn handle_channel_placed(
+        &mut self,
+        now: Instant,
+        channel: usize,
+        n: usize,
+    ) -> Result<(), Overrun> {
+        self.heard = now;
+        self.channels.placed(channel, n)
     }
 
     /// What the link is doing.
@@ -186,8 +286,9 @@ impl Standby {
         self.reader.offset()
     }
 
-    /// Takes small bytes up to the next action; `None` if they do not suffice or page bytes are
-    /// due. Call it until then, with an empty input too.
+    /// Takes small bytes up to the next action; `None` if they do not suffice, page bytes are due or
+    /// multifd channels come first: then bytes may be left. Call it until then, with an empty input
+    /// too.
     ///
     /// # Errors
     /// The primary's fault: close the link, keep the newest whole state.
@@ -202,6 +303,9 @@ impl Standby {
         loop {
             if let Some(action) = self.actions.pop_front() {
                 return Ok(Some(action));
+            }
+            if self.channels.waiting() {
+                return Ok(None);
             }
             let Some(item) = self.reader.handle_bytes(input)? else {
                 return Ok(None);
@@ -253,6 +357,7 @@ impl Standby {
     #[must_use]
     pub fn handle_closed(&self) -> Lost {
         match self.reader.finish() {
+            Ok(()) if !self.began => Lost::NeverBegan,
             Ok(()) => Lost::ClosedIdle,
             Err(cut) => Lost::Closed(cut),
         }
@@ -282,17 +387,17 @@ impl Standby {
     fn item(&mut self, now: Instant, item: Item) -> Result<Option<Action>, Lost> {
         match item {
             Item::Configuration(configuration) => self.coming.configuration = Some(configuration),
-            Item::RamStart { id, table } => {
+            Item::RamStart { id, table, multifd } => {
+                self.channels.start(&table, multifd)?;
                 self.secondary = Some(machine::secondary(&table, self.most_state, now)?);
                 self.coming.ram = Some((id, Arc::clone(&table)));
                 return Ok(Some(Action::Prepare(table)));
             }
-            Item::Page(page) => {
-                if !self.batch.push(page.run()) {
-                    self.tell_pages(now)?;
-                    self.batch.push(page.run());
-                }
-                return Ok(Some(Action::Page(page)));
+            Item::Page(page) => return self.page(now, page).map(Some),
+            Item::Flush => self.channels.flush()?,
+            Item::Command(Sent::Ping(value)) => {
+                let pong = vec![Message::Pong(value)];
+                self.actions.push_back(Action::Send(pong));
             }
             Item::Devices(devices) => self.coming.devices = Some(devices),
             Item::Description(description) => {
@@ -301,6 +406,7 @@ impl Standby {
             }
             Item::Message(Message::CheckpointRequest) => {
                 self.phase = Phase::Stopped;
+                self.began = true;
                 let epoch = self.next;
                 self.tell(now, |s| s.tell(now, Kind::CheckpointRequest, epoch.0))?;
             }
@@ -310,7 +416,7 @@ impl Standby {
                 self.whole(now)?;
             }
             Item::Header
-            | Item::EnableColo
+            | Item::Command(_)
             | Item::RamPart(_)
             | Item::RamEnd(_)
             | Item::SectionClosed(_)
@@ -318,6 +424,14 @@ impl Standby {
             | Item::Message(_) => {}
         }
         Ok(None)
+    }
+
+    fn page(&mut self, now: Instant, page: PageRecord) -> Result<Action, Lost> {
+        if !self.batch.push(page.run()) {
+            self.tell_pages(now)?;
+            self.batch.push(page.run());
+        }
+        Ok(Action::Page(page))
     }
 
     /// The initial migration is over: what QEMU sends without asking was the only live round, and
@@ -374,7 +488,11 @@ impl Standby {
             never(secondary.handle_input(now, Input::Guest(op.done())));
         }
         let said = secondary.transmitted().into_iter();
-        let replies: Vec<Message> = said.filter_map(|head| reply(&head)).collect();
+        let mut replies: Vec<Message> = said.filter_map(|head| reply(&head)).collect();
+        if self.reader.return_path() && replies.contains(&Message::CheckpointReady) {
+            // QEMU 11 hears of READY only if the migration's return path has ended well.
+            replies.insert(0, Message::ReturnPathOver(0));
+        }
         if !replies.is_empty() {
             self.actions.push_back(Action::Send(replies));
         }

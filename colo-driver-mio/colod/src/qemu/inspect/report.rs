@@ -1,6 +1,6 @@
 //! What is known of a captured stream.
 
-use colo_proto::qemu::{Devices, Item, Message, StreamError, Subsection};
+use colo_proto::qemu::{Devices, Item, Message, Reader, StreamError, Subsection};
 use serde::Serialize;
 
 /// A captured stream, in numbers.
@@ -9,6 +9,10 @@ use serde::Serialize;
 pub struct Report {
     /// Version of the stream format, once its header is read.
     pub version: Option<u32>,
+    /// The version of QEMU whose rules it follows, once that is certain.
+    pub qemu: Option<String>,
+    /// Whether pages went over multifd channels; they are not in the capture then.
+    pub multifd: bool,
     /// Machine type.
     pub machine: Option<String>,
     /// Subsections of the configuration.
@@ -128,7 +132,8 @@ impl Report {
                     .map(Subsection::name)
                     .collect();
             }
-            Item::RamStart { id, table } => {
+            Item::RamStart { id, table, multifd } => {
+                self.multifd = *multifd;
                 self.ram_section = Some(id.0);
                 let block = |b: &colo_proto::qemu::Block| Block {
                     name: b.name.to_string(),
@@ -171,8 +176,9 @@ impl Report {
         }
     }
 
-    pub(super) fn end(&mut self, offset: u64, fault: Option<&StreamError>) {
-        self.bytes = offset;
+    pub(super) fn end(&mut self, reader: &Reader, fault: Option<&StreamError>) {
+        self.bytes = reader.offset();
+        self.qemu = reader.generation().map(|g| g.to_string());
         self.fault = fault.map(|fault| Fault {
             offset: fault.offset,
             section: fault.within.to_string(),

@@ -9,6 +9,15 @@ pub(super) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         return fault(report, out);
     };
     writeln!(out, "QEMU migration stream, version {version}")?;
+    if let Some(qemu) = &report.qemu {
+        writeln!(out, "sent by      {qemu}, by its rules")?;
+    }
+    if report.multifd {
+        writeln!(
+            out,
+            "multifd      pages went over other connections and are not here"
+        )?;
+    }
     if let Some(machine) = &report.machine {
         writeln!(out, "machine      {machine}")?;
     }
