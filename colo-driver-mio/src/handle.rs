@@ -72,6 +72,11 @@ pub(crate) enum Ask {
 }
 
 impl ControlHandle {
+    /// What wakes the loop.
+    pub(crate) fn wake(&self) -> Wake {
+        self.wake.clone()
+    }
+
     pub(crate) fn new(wake: Wake) -> (Self, Receiver<Ask>) {
         let (asks, inbox) = channel();
         (Self { asks, wake }, inbox)

@@ -57,7 +57,6 @@ pub struct RecordStore {
     done: Option<Receiver<Written>>,
 }
 
-#[derive(Debug)]
 enum Place {
     Directory {
         dir: PathBuf,
@@ -65,7 +64,13 @@ enum Place {
         _lock: File,
     },
     Memory(Vec<PersistId>),
+    /// Somebody else's storage, until its thread starts.
+    Custom(Option<Keeper>),
 }
+
+/// Puts a record ([`Record::encode`]) on stable storage: when it returns, a crash leaves this record
+/// or a newer one.
+pub type Keeper = Box<dyn FnMut(&[u8]) -> io::Result<()> + Send>;
 
 /// What the writer reports.
 #[derive(Debug)]
@@ -120,6 +125,14 @@ impl RecordStore {
         Self::at(Place::Memory(Vec::new()))
     }
 
+    /// A record on storage of the caller's, called on a thread of its own and again while it
+    /// refuses. What an earlier process kept there is read with [`Record::decode`] and given to the
+    /// machine; damage is not ignored, and no second process may write there.
+    #[must_use]
+    pub fn custom(keeper: Keeper) -> Self {
+        Self::at(Place::Custom(Some(keeper)))
+    }
+
     const fn at(place: Place) -> Self {
         Self {
             place,
@@ -130,15 +143,23 @@ impl RecordStore {
 
     /// Starts the writer.
     pub(crate) fn attach(&mut self, wake: Wake) -> io::Result<()> {
-        let Place::Directory { dir, .. } = &self.place else {
-            return Ok(());
+        let (what, mut keeper): (_, Keeper) = match &mut self.place {
+            Place::Memory(_) => return Ok(()),
+            Place::Directory { dir, .. } => {
+                let path = dir.join(FILE);
+                let what = path.display().to_string();
+                (what, Box::new(move |bytes| write_durably(&path, bytes)))
+            }
+            Place::Custom(keeper) => match keeper.take() {
+                Some(keeper) => ("the record".to_owned(), keeper),
+                None => return Ok(()),
+            },
         };
-        let dir = dir.clone();
         let (writes, inbox) = channel();
         let (outbox, done) = channel();
         thread::Builder::new()
             .name("colo-record".to_owned())
-            .spawn(move || keep(&dir, &inbox, &outbox, &wake))?;
+            .spawn(move || keep(&what, &mut keeper, &inbox, &outbox, &wake))?;
         self.writes = Some(writes);
         self.done = Some(done);
         Ok(())
@@ -148,12 +169,12 @@ impl RecordStore {
     pub(crate) fn persist(&mut self, id: PersistId, record: Record) {
         match (&mut self.place, &self.writes) {
             (Place::Memory(done), _) => done.push(id),
-            (Place::Directory { .. }, Some(writes)) => {
+            (Place::Directory { .. } | Place::Custom(_), Some(writes)) => {
                 if writes.send((id, record)).is_err() {
                     tracing::error!("the record's writer is gone; ownership stands still");
                 }
             }
-            (Place::Directory { .. }, None) => {}
+            (Place::Directory { .. } | Place::Custom(_), None) => {}
         }
     }
 
@@ -166,17 +187,33 @@ impl RecordStore {
     }
 }
 
+impl std::fmt::Debug for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Directory { dir, .. } => f.debug_tuple("Directory").field(dir).finish(),
+            Self::Memory(done) => f.debug_tuple("Memory").field(done).finish(),
+            Self::Custom(_) => f.write_str("Custom"),
+        }
+    }
+}
+
 /// The name of the file in the state directory.
 pub const FILE: &str = "record";
 
 /// The writer's thread: a file system that hangs stops it and not the loop.
-fn keep(dir: &Path, inbox: &Receiver<(PersistId, Record)>, outbox: &Sender<Written>, wake: &Wake) {
+fn keep(
+    what: &str,
+    keeper: &mut Keeper,
+    inbox: &Receiver<(PersistId, Record)>,
+    outbox: &Sender<Written>,
+    wake: &Wake,
+) {
     while let Ok((id, record)) = inbox.recv() {
         let mut refused = false;
-        while let Err(error) = write_durably(&dir.join(FILE), &record.encode()) {
+        while let Err(error) = keeper(&record.encode()) {
             if !refused {
                 refused = true;
-                let why = format!("{}: {error}", dir.join(FILE).display());
+                let why = format!("{what}: {error}");
                 tracing::error!(%why, "the record cannot be written; trying again");
                 let _loop_gone = outbox.send(Written::Refused(why));
                 wake.wake();

@@ -10,6 +10,7 @@
 
 mod channels;
 mod config;
+mod fence;
 mod outputs;
 
 use core::time::Duration;
@@ -29,6 +30,7 @@ use colo_proto::{
 use mio::{Events, Poll, Token};
 
 pub use config::{DriverConfig, DriverError};
+pub use fence::Fencer;
 
 use crate::{
     ControlHandle, Endpoint, Guest, Wake,
@@ -75,8 +77,8 @@ pub struct Driver<M, G> {
     answers: BTreeMap<CommandId, Sender<Answer>>,
     last_command: u64,
     subscribers: Vec<SyncSender<Report>>,
-    /// Requests to power the peer off that are to be answered in the next turn.
-    fences: u32,
+    /// Powers the peer off, and says whether it could.
+    fence: fence::Fence,
     stats: LoopStats,
     priority: Priority,
     silence: Duration,
@@ -145,7 +147,7 @@ impl<M: Machine, G: Guest> Driver<M, G> {
             answers: BTreeMap::new(),
             last_command: 0,
             subscribers: Vec::new(),
-            fences: 0,
+            fence: fence::Fence::default(),
             stats: LoopStats::default(),
             priority: config.priority,
             silence: config.silence,
@@ -154,6 +156,21 @@ impl<M: Machine, G: Guest> Driver<M, G> {
             stopping: None,
             poll,
         })
+    }
+
+    /// Requests to power the peer off go to `fencer`, which is told the delay, may take as long as
+    /// it takes (it is called on a thread of its own) and says whether the peer is certainly off.
+    /// Without one, every such request is answered "no".
+    ///
+    /// # Errors
+    /// When there is no thread for it.
+    pub fn fence_with(&mut self, fencer: Fencer) -> Result<(), DriverError> {
+        let wake = self.handle.wake();
+        self.fence = fence::Fence::start(fencer, wake).map_err(|source| DriverError::Setup {
+            what: "the fencer's thread",
+            source,
+        })?;
+        Ok(())
     }
 
     /// A handle for other threads.
@@ -311,8 +328,8 @@ impl<M: Machine, G: Guest> Driver<M, G> {
                 Written::Refused(why) => self.report(What::RecordNotWritten(why)),
             }
         }
-        for _ in 0..std::mem::take(&mut self.fences) {
-            self.feed(Input::Fenced(false))?;
+        while let Some(fenced) = self.fence.poll() {
+            self.feed(Input::Fenced(fenced))?;
         }
         while let Ok(ask) = self.inbox.try_recv() {
             match ask {

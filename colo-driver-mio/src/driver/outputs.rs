@@ -17,10 +17,13 @@ impl<M: Machine, G: Guest> Driver<M, G> {
             Output::Datagram(path, bytes) => self.send_heartbeat(path, &bytes),
             Output::AskArbiter(ballot) => self.arbiter.cast(clock::now(), ballot),
             Output::ReadArbiter(request) => self.arbiter.read(clock::now(), request),
-            Output::Fence(_) => {
-                tracing::error!("no fencing device is configured; the peer cannot be powered off");
-                self.fences += 1;
-                self.more = true;
+            Output::Fence(delay) => {
+                if self.fence.ask(delay) {
+                    tracing::error!(
+                        "no fencing device is configured; the peer cannot be powered off"
+                    );
+                    self.more = true;
+                }
             }
             Output::Persist(id, record) => {
                 self.record.persist(id, record);

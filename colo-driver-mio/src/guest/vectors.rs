@@ -58,6 +58,13 @@ impl Vectors {
         self.list.is_empty()
     }
 
+    /// The pieces, for whoever moves their bytes without the loop: a test.
+    pub fn pieces(&self) -> impl Iterator<Item = (*mut u8, usize)> + '_ {
+        self.list
+            .iter()
+            .map(|piece| (piece.iov_base.cast(), piece.iov_len))
+    }
+
     /// Forgets the pieces and keeps the allocation.
     pub(crate) fn clear(&mut self) {
         self.list.clear();

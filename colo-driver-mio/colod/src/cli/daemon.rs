@@ -45,7 +45,7 @@ use crate::{
     cli::progress::Synchronisation,
     cli::report,
     cli::signals,
-    kvm::{KvmGuest, build},
+    kvm::{build, guest, populate},
 };
 
 /// How often the progress of a synchronisation is logged.
@@ -82,9 +82,10 @@ pub(crate) fn run(args: &DaemonArgs, start: Start) -> Result<ExitCode, Failure> 
     let ending = Arc::clone(&fate);
     // Until the loop hears that this host serves.
     built.console.set_muted(true);
-    let guest = KvmGuest::new(&config, built, move |ended| ending.hear(ended))?;
+    let memory = built.vm.memory().clone();
+    let (guest, _orders) = guest(&config, built, move |ended| ending.hear(ended))?;
     if start == Start::Secondary {
-        guest.populate()?;
+        populate(&memory)?;
     }
     let identity = Identity {
         vm: VmId(pair.id.0),

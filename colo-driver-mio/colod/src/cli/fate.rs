@@ -31,7 +31,7 @@ impl Fate {
         let _first = self.control.set(control);
     }
 
-    /// The guest here ended, or was replaced. Called on the loop.
+    /// The guest here ended, or was replaced. Called on the machine's thread.
     pub(crate) fn hear(self: &Arc<Self>, ended: Option<Ended>) {
         let judge = ended.is_some();
         *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = ended;

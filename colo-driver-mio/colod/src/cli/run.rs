@@ -36,7 +36,7 @@ use crate::{
     cli::control::server,
     cli::logging,
     cli::signals,
-    kvm::{Ended, KvmGuest, Order, Orders, build},
+    kvm::{self, Ended, Order, Orders, build},
 };
 
 const WAKE: Token = Token(0);
@@ -61,12 +61,13 @@ pub(crate) fn run(args: &DaemonArgs, state: Option<&Path>) -> Result<ExitCode, F
     }
     let end = Arc::new(Mutex::new(None));
     let ending = Arc::clone(&end);
-    let mut guest = KvmGuest::new(&config, built, move |ended| {
-        *ending.lock().unwrap_or_else(PoisonError::into_inner) = ended;
-    })?;
-
     let mut poll = Poll::new()?;
     let wake = Wake::new(poll.registry(), WAKE)?;
+    let heard = wake.clone();
+    let (mut guest, orders) = kvm::guest(&config, built, move |ended| {
+        *ending.lock().unwrap_or_else(PoisonError::into_inner) = ended;
+        heard.wake();
+    })?;
     guest.attach(poll.registry(), Tokens::GUEST, wake.clone())?;
     let quit = Arc::new(AtomicBool::new(false));
     let stop = {
@@ -79,7 +80,7 @@ pub(crate) fn run(args: &DaemonArgs, state: Option<&Path>) -> Result<ExitCode, F
     let interrupt = signals::Interrupt::start(stop.clone())?;
     let operator = Alone {
         name: config.vm.name.clone(),
-        orders: Mutex::new(guest.orders()),
+        orders,
         quit: Box::new(stop),
     };
     let _server = server(&config.control, operator, &Hub::default())?;
@@ -144,16 +145,16 @@ pub(crate) fn run(args: &DaemonArgs, state: Option<&Path>) -> Result<ExitCode, F
 /// The control socket of a VM without protection.
 struct Alone {
     name: String,
-    orders: Mutex<Orders>,
+    orders: Orders,
     quit: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Alone {
     fn order(&self, order: Order) -> Result<(), Refused> {
-        let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
-        orders
-            .send(order)
-            .map_err(|_| Refused::because("the machine has ended"))
+        if self.orders.give(order) {
+            return Ok(());
+        }
+        Err(Refused::because("the machine has ended"))
     }
 
     fn save(&self, request: &Request) -> Result<Value, Refused> {
@@ -181,8 +182,8 @@ impl Operator for Alone {
             "query-colo-status" => {
                 Ok(json!({ "mode": "none", "last-mode": "none", "reason": "none" }))
             }
-            "stop" => self.order(Order::Do(GuestOp::Pause)).map(|()| json!({})),
-            "cont" => self.order(Order::Do(GuestOp::Resume)).map(|()| json!({})),
+            "stop" => self.order(Order::Pause).map(|()| json!({})),
+            "cont" => self.order(Order::Resume).map(|()| json!({})),
             "save" => self.save(request),
             "quit" => {
                 (self.quit)();

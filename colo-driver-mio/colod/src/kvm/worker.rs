@@ -1,43 +1,56 @@
-//! The thread that owns the machine. It takes operations one by one and reports what came of them.
+//! The thread that owns the machine: it serves the loop's orders and the operator's, and looks at
+//! what vCPUs and devices have left for it.
 
 use std::{
+    os::fd::{AsRawFd as _, RawFd},
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        mpsc::{Receiver, Sender, channel},
+        mpsc::{Receiver, Sender, TryRecvError, channel},
     },
     thread,
 };
 
-use colo_driver_kvm::{
-    checkpoint::{Checkpoint, Passes},
-    device::ResetLine,
-    vcpu::VcpuEvent,
-    vm::Vm,
+use colo_driver_kvm::{device::ResetLine, memory::Memory, vcpu::VcpuEvent, vm::Vm};
+use colo_driver_mio::{
+    Wake,
+    embed::{self, Vm as _},
 };
-use colo_driver_mio::{Wake, guest::Happened};
-use colo_proto::{
-    machine::{Captured, GuestDone, GuestOp, GuestOpKind},
-    ram::PageSet,
-};
+use colo_proto::ram::PageSet;
+use mio::{Events, Interest, Poll, Token, unix::SourceFd};
 
-use super::build::{Built, Card, Image, Served};
+use super::build::{Built, Image, Served};
 use crate::cli::Failure;
 
-/// Buffers of one checkpoint, shared with the loop, which points the kernel at them.
-pub(super) type Kept = Arc<Mutex<Checkpoint>>;
+const LOOP: Token = Token(0);
+const OPERATOR: Token = Token(1);
+/// vCPUs that have something to say, devices with requests left.
+const LOOK: Token = Token(2);
 
-/// Something for the worker.
+/// Something for the worker that is not the loop's business.
 #[derive(Debug)]
 pub(crate) enum Order {
-    Do(GuestOp),
-    /// A vCPU has something to say, or a device has left requests for later.
-    Look,
+    Pause,
+    Resume,
     /// Write the machine's state to a file; the guest runs on.
-    Save(std::path::PathBuf, Sender<Result<(), String>>),
+    Save(PathBuf, Sender<Result<(), String>>),
 }
 
 /// A way to the worker from any thread.
-pub(crate) type Orders = Sender<Order>;
+#[derive(Clone, Debug)]
+pub(crate) struct Orders {
+    orders: Sender<Order>,
+    bell: Wake,
+}
+
+impl Orders {
+    /// Gives an order; `false` when the machine has ended.
+    pub(crate) fn give(&self, order: Order) -> bool {
+        let given = self.orders.send(order).is_ok();
+        self.bell.wake();
+        given
+    }
+}
 
 /// Why the guest will not go on by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,181 +61,101 @@ pub(crate) enum Ended {
     Failed(String),
 }
 
-/// The loop's end of the worker.
-#[derive(Debug)]
-pub(super) struct Worker {
-    orders: Orders,
-    pub(super) happened: Receiver<Happened>,
-    pub(super) ended: Receiver<Option<Ended>>,
-}
-
-impl Worker {
-    pub(super) fn start(
-        built: Built,
-        outgoing: Kept,
-        incoming: Kept,
-        (orders, inbox): (Orders, Receiver<Order>),
-        wake: Wake,
-    ) -> std::io::Result<Self> {
-        let (outbox, happened) = channel();
-        let (end, ended) = channel();
-        let Built {
-            vm,
-            card,
-            served,
-            reset,
-            image,
-            fresh,
-            ..
-        } = built;
-        let dirty = PageSet::new(&vm.shape().slots);
-        let mut owner = Owner {
-            vm,
-            card,
-            served,
-            reset,
-            image,
-            outgoing,
-            incoming,
-            dirty,
-            tracking: false,
-            fresh,
-            outbox,
-            end,
-        };
-        thread::Builder::new().name("vm".into()).spawn(move || {
-            for order in inbox {
-                owner.carry_out(order);
-                wake.wake();
-            }
-            owner.vm.pause();
-        })?;
-        Ok(Self {
-            orders,
-            happened,
-            ended,
-        })
+/// Starts the thread. `on_end` is told when the guest will not go on, and `None` when another state
+/// has been loaded in its place.
+pub(super) fn start(
+    built: Built,
+    orders: embed::Orders<Memory>,
+    on_end: impl FnMut(Option<Ended>) + Send + 'static,
+) -> Result<Orders, Failure> {
+    let poll = Poll::new()?;
+    let bell = Wake::new(poll.registry(), OPERATOR)?;
+    let loops = orders.descriptor();
+    let looks: Vec<RawFd> = built
+        .served
+        .fds()
+        .chain([built.vm.event_fd().as_raw_fd()])
+        .collect();
+    for (token, fd) in [(LOOP, loops)]
+        .into_iter()
+        .chain(looks.into_iter().map(|fd| (LOOK, fd)))
+    {
+        poll.registry()
+            .register(&mut SourceFd(&fd), token, Interest::READABLE)?;
     }
-
-    pub(super) fn order(&self, order: Order) {
-        if self.orders.send(order).is_err() {
-            // Only a panic ends it, and a panic ends the process.
-            tracing::error!("the machine's thread is gone");
-        }
-    }
+    let (ordering, inbox) = channel();
+    let owner = Owner {
+        vm: built.vm,
+        served: built.served,
+        reset: built.reset,
+        image: built.image,
+        tracking: false,
+        fresh: built.fresh,
+        on_end: Box::new(on_end),
+    };
+    thread::Builder::new()
+        .name("vm".into())
+        .spawn(move || owner.run(poll, orders, &inbox))?;
+    Ok(Orders {
+        orders: ordering,
+        bell,
+    })
 }
 
 struct Owner {
     vm: Vm,
-    card: Option<Card>,
     served: Served,
     reset: ResetLine,
     image: Image,
-    outgoing: Kept,
-    incoming: Kept,
-    dirty: PageSet,
     tracking: bool,
     /// Memory holds nothing that could run.
     fresh: bool,
-    outbox: Sender<Happened>,
     /// `None`: another guest is here now, or the same at an earlier time.
-    end: Sender<Option<Ended>>,
+    on_end: Box<dyn FnMut(Option<Ended>) + Send>,
 }
 
 impl Owner {
-    fn carry_out(&mut self, order: Order) {
-        match order {
-            Order::Do(op) => {
-                let kind = op.kind();
-                let done = self
-                    .run(op)
-                    .unwrap_or_else(|failure| failed(kind, &failure));
-                self.tell(Happened::Done(done));
+    /// Until the loop has ended.
+    fn run(mut self, mut poll: Poll, mut orders: embed::Orders<Memory>, inbox: &Receiver<Order>) {
+        let mut events = Events::with_capacity(8);
+        loop {
+            if let Err(error) = poll.poll(&mut events, None)
+                && error.kind() != std::io::ErrorKind::Interrupted
+            {
+                tracing::error!(%error, "the machine's thread cannot wait any more");
+                break;
             }
-            Order::Look => self.look(),
-            Order::Save(path, answer) => {
-                let saved = self.save(&path).map_err(|failure| failure.to_string());
-                let _gone = answer.send(saved);
+            for event in &events {
+                match event.token() {
+                    LOOP => {
+                        if !orders.serve(&mut self) {
+                            self.vm.pause();
+                            return;
+                        }
+                    }
+                    OPERATOR => self.obey(inbox),
+                    _ => self.look(),
+                }
             }
         }
+        self.vm.pause();
     }
 
-    fn run(&mut self, op: GuestOp) -> Result<GuestDone, Failure> {
-        match op {
-            GuestOp::Pause => {
-                self.vm.pause();
-                Ok(GuestDone::Paused)
-            }
-            GuestOp::Resume => {
-                if self.fresh {
-                    self.image.boot(&mut self.vm)?;
-                    self.fresh = false;
+    fn obey(&mut self, inbox: &Receiver<Order>) {
+        loop {
+            let done = match inbox.try_recv() {
+                Ok(Order::Pause) => self.pause(),
+                Ok(Order::Resume) => self.resume(),
+                Ok(Order::Save(path, answer)) => {
+                    let saved = self.write(&path).map_err(|failure| failure.to_string());
+                    let _gone = answer.send(saved);
+                    Ok(())
                 }
-                self.vm.resume()?;
-                Ok(GuestDone::Resumed)
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return,
+            };
+            if let Err(failure) = done {
+                (self.on_end)(Some(Ended::Failed(failure.to_string())));
             }
-            GuestOp::Harvest => {
-                self.dirty.clear();
-                self.track()?;
-                self.vm.harvest(&mut self.dirty)?;
-                let dirty = std::mem::take(&mut self.dirty);
-                self.tell_dirty(&dirty);
-                self.dirty = dirty;
-                Ok(GuestDone::Harvested)
-            }
-            GuestOp::Capture {
-                epoch,
-                also,
-                resume,
-            } => {
-                let kept = Arc::clone(&self.outgoing);
-                let mut kept = lock(&kept);
-                let (card, mut inputs) = (self.card.clone(), 0);
-                let captured =
-                    self.vm
-                        .capture(&mut kept, &also, resume, Passes::Two, &mut || {
-                            if let Some(card) = &card {
-                                let mut card = lock(card);
-                                card.set_epoch(epoch.0);
-                                inputs = card.consumed_inputs();
-                            }
-                        })?;
-                self.tell_dirty(&kept.dirty);
-                Ok(GuestDone::Captured(Captured {
-                    epoch,
-                    state_len: captured.state_len,
-                    inputs,
-                    pause: captured.times.pause,
-                    live: captured.times.pass1,
-                }))
-            }
-            GuestOp::CheckState(epoch) => {
-                self.vm.check_state(&lock(&self.incoming).state)?;
-                Ok(GuestDone::StateChecked(epoch))
-            }
-            GuestOp::CommitRam { epoch, runs } => {
-                let mut kept = lock(&self.incoming);
-                self.vm.commit_ram(&kept.staging, &runs)?;
-                kept.staging.clear();
-                Ok(GuestDone::RamCommitted(epoch))
-            }
-            GuestOp::LoadState { epoch, .. } => {
-                self.vm.load_state(&lock(&self.incoming).state)?;
-                let _gone = self.end.send(None);
-                self.fresh = false;
-                if let Some(card) = &self.card {
-                    lock(card).set_epoch(epoch.0);
-                }
-                if !self.tracking {
-                    // From here on every page that this side writes is known; all others are the
-                    // primary's.
-                    self.track()?;
-                    self.vm.harvest(&mut self.dirty)?;
-                }
-                Ok(GuestDone::StateLoaded(epoch))
-            }
-            GuestOp::Replication(op) => Ok(GuestDone::Replication(op)),
-            other => Err(format!("{other:?} is not known here").into()),
         }
     }
 
@@ -234,7 +167,7 @@ impl Owner {
         Ok(())
     }
 
-    fn save(&mut self, path: &std::path::Path) -> Result<(), Failure> {
+    fn write(&mut self, path: &std::path::Path) -> Result<(), Failure> {
         let was_running = self.vm.running();
         let saved = self.vm.save(path);
         if was_running {
@@ -250,36 +183,65 @@ impl Owner {
                 VcpuEvent::Failed { vcpu, why } => Ended::Failed(format!("vCPU {vcpu}: {why}")),
                 other => Ended::Failed(format!("{other:?}")),
             };
-            let _gone = self.end.send(Some(ended));
+            (self.on_end)(Some(ended));
         }
         if self.reset.take() {
-            let _gone = self.end.send(Some(Ended::Shutdown));
+            (self.on_end)(Some(Ended::Shutdown));
         }
         // Nothing while the machine is paused: its resume looks into every ring.
         self.served.serve();
     }
-
-    fn tell_dirty(&self, set: &PageSet) {
-        for (slot, _) in set.slots() {
-            if let Some(words) = set.words(slot) {
-                self.tell(Happened::Dirty(slot, words.to_vec()));
-            }
-        }
-    }
-
-    fn tell(&self, happened: Happened) {
-        // The loop has ended: so will this thread.
-        let _gone = self.outbox.send(happened);
-    }
 }
 
-fn failed(op: GuestOpKind, failure: &Failure) -> GuestDone {
-    GuestDone::Failed {
-        op,
-        why: failure.to_string(),
+impl embed::Vm for Owner {
+    type Error = Failure;
+
+    fn pause(&mut self) -> Result<(), Failure> {
+        self.vm.pause();
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), Failure> {
+        if self.fresh {
+            self.image.boot(&mut self.vm)?;
+            self.fresh = false;
+        }
+        Ok(self.vm.resume()?)
+    }
+
+    fn running(&self) -> bool {
+        self.vm.running()
+    }
+
+    fn harvest(&mut self, dirty: &mut PageSet) -> Result<(), Failure> {
+        self.track()?;
+        Ok(self.vm.harvest(dirty)?)
+    }
+
+    fn save(&mut self, state: &mut Vec<u8>) -> Result<(), Failure> {
+        Ok(self.vm.save_state(state)?)
+    }
+
+    fn check(&mut self, state: &[u8]) -> Result<(), Failure> {
+        Ok(self.vm.check_state(state)?)
+    }
+
+    fn load(&mut self, state: &[u8]) -> Result<(), Failure> {
+        self.vm.load_state(state)?;
+        (self.on_end)(None);
+        self.fresh = false;
+        Ok(())
     }
 }
 
 pub(super) fn lock<T: ?Sized>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The card's port, or none.
+pub(super) fn port(card: Option<&super::build::Card>) -> Arc<dyn embed::Port> {
+    match card {
+        Some(card) => Arc::new(super::outside::CardPort(Arc::clone(card))),
+        None => Arc::new(embed::NoCard),
+    }
 }
