@@ -45,6 +45,8 @@ pub mod metrics;
 mod pool;
 pub mod priority;
 pub mod record;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod wake;
 
 pub use channel::stream::remove_stale;

@@ -52,14 +52,7 @@ pub(crate) fn colod() -> &'static PathBuf {
         let profile = test.parent().unwrap().parent().unwrap();
         let release = profile.ends_with("release");
         let mut build = Command::new(env!("CARGO"));
-        build.args([
-            "build",
-            "--quiet",
-            "-p",
-            "colo-driver-mio",
-            "--bin",
-            "colod",
-        ]);
+        build.args(["build", "--quiet", "-p", "colod", "--bin", "colod"]);
         if release {
             build.arg("--release");
         }

@@ -35,6 +35,13 @@ const WORLD: usize = 1;
 /// Device state that is received without moving the buffer.
 pub(super) const STATE_MOST: usize = 64 << 20;
 
+/// Addresses on their way into [`Vectors`], kept for their memory; empty between calls.
+#[derive(Default)]
+pub(super) struct Scratch(Vec<libc::iovec>);
+
+// SAFETY: there is nothing in it when it goes to another thread.
+unsafe impl Send for Scratch {}
+
 /// An embedded VM, as the loop has it.
 pub struct EmbeddedGuest<P, W> {
     pub(super) pages: P,
@@ -48,7 +55,7 @@ pub struct EmbeddedGuest<P, W> {
     pub(super) woken: Sender<Wake>,
     pub(super) wake: Option<Wake>,
     pub(super) rounds: Rounds,
-    pub(super) iovecs: Vec<libc::iovec>,
+    pub(super) iovecs: Scratch,
     /// Frames of the guest, oldest first.
     pub(super) out: VecDeque<(Epoch, Bytes)>,
     /// Newest epoch that the machine has been told of: a frame after it comes later.
@@ -84,7 +91,7 @@ impl<P: Pages, W: World> EmbeddedGuest<P, W> {
     }
 
     fn vouch(&mut self, into: &mut Vectors) {
-        for piece in self.iovecs.drain(..) {
+        for piece in self.iovecs.0.drain(..) {
             // SAFETY: guest RAM is mapped for as long as `pages` is, staging areas and state buffers
             // for as long as this guest, which the loop outlives by nothing; all of it is touched
             // through raw pointers only while a transfer is on.
@@ -177,11 +184,11 @@ impl<P: Pages, W: World> Guest for EmbeddedGuest<P, W> {
         // The VMM's thread holds the buffers while it captures; what is not in them waits for no one.
         let found = match body {
             Body::Live(runs) => {
-                iovecs(&self.pages, runs, &mut self.iovecs).map_err(|error| error.to_string())
+                iovecs(&self.pages, runs, &mut self.iovecs.0).map_err(|error| error.to_string())
             }
             Body::Staged(runs) => lock(&self.outgoing)
                 .staging
-                .iovecs(runs, &mut self.iovecs)
+                .iovecs(runs, &mut self.iovecs.0)
                 .map_err(|error| error.to_string()),
             Body::State(range) => {
                 let kept = lock(&self.outgoing);
@@ -192,7 +199,7 @@ impl<P: Pages, W: World> Guest for EmbeddedGuest<P, W> {
                 bytes.map_or_else(
                     || Err(format!("{range:?} of {} bytes of state", kept.state.len())),
                     |bytes| {
-                        self.iovecs.push(libc::iovec {
+                        self.iovecs.0.push(libc::iovec {
                             iov_base: bytes.as_ptr().cast_mut().cast(),
                             iov_len: bytes.len(),
                         });
@@ -210,13 +217,13 @@ impl<P: Pages, W: World> Guest for EmbeddedGuest<P, W> {
     fn sink(&mut self, sink: &Sink, into: &mut Vectors) -> Result<(), MemoryError> {
         let found = match sink {
             Sink::Guest(runs) => {
-                iovecs(&self.pages, runs, &mut self.iovecs).map_err(|error| error.to_string())
+                iovecs(&self.pages, runs, &mut self.iovecs.0).map_err(|error| error.to_string())
             }
             Sink::Cache(runs) => {
                 let mut kept = lock(&self.incoming);
                 kept.staging
                     .reserve(runs)
-                    .and_then(|()| kept.staging.iovecs(runs, &mut self.iovecs))
+                    .and_then(|()| kept.staging.iovecs(runs, &mut self.iovecs.0))
                     .map_err(|error| error.to_string())
             }
             Sink::State(range) => {
@@ -236,7 +243,7 @@ impl<P: Pages, W: World> Guest for EmbeddedGuest<P, W> {
                     let len = end.max(kept.state.len());
                     kept.state.resize(len, 0);
                     if let Some(bytes) = kept.state.get_mut(start..end) {
-                        self.iovecs.push(libc::iovec {
+                        self.iovecs.0.push(libc::iovec {
                             iov_base: bytes.as_mut_ptr().cast(),
                             iov_len: bytes.len(),
                         });

@@ -104,7 +104,7 @@ where
         woken: waking,
         wake: None,
         rounds: world::Rounds::default(),
-        iovecs: Vec::new(),
+        iovecs: guest::Scratch::default(),
         out: VecDeque::new(),
         told: Epoch(0),
         card_ready: true,

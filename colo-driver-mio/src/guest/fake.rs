@@ -34,9 +34,77 @@ const PAGE: usize = PAGE_SIZE as usize;
 const WORDS: usize = PAGE / 8;
 /// Room for a device state.
 const STATE_MOST: usize = 1 << 20;
+const STATE_LEN: u64 = 64;
 const STATE_MAGIC: u64 = 0x6574_6174_735f_6b66;
 /// The slot that all its memory is in.
 pub const SLOT: Slot = Slot(0);
+
+/// Where the fake writes the number that it says next ([`FakeHandle::work`]).
+pub const WRITTEN: (Slot, u64) = (SLOT, 64);
+/// Where the fake counts the client frames that it has answered.
+pub const HEARD: (Slot, u64) = (SLOT, 72);
+/// The experimental ethertype of frames that say a number.
+const NUMBER: [u8; 2] = [0x88, 0xb5];
+
+/// What a guest's side can get wrong, seeded into the fake. Each is found by the verdict of the
+/// conformance kit that is named here; most of them a failover test passes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// A dirty page is neither reported nor staged: `pages`.
+    MissesPage,
+    /// A page that was written after it was copied is not copied again: `pages`.
+    CopiesEarly,
+    /// Pages that were asked for besides the dirty ones are not staged: `also`.
+    ForgetsAlso,
+    /// RAM is written while the guest is paused: `still memory`.
+    WritesWhilePaused,
+    /// Frames are said while the guest is paused: `still frames`.
+    SpeaksWhilePaused,
+    /// Frames after a capture carry the epoch before it: `stamps`.
+    StampsLate,
+    /// A frame is reported before the capture it follows: `order`.
+    ReportsEarly,
+    /// The cut counts frames that are queued and not consumed: `cut`.
+    CutsTooHigh,
+    /// A damaged state passes its check: `damage`.
+    AcceptsDamage,
+    /// Device state is not loaded: `load`.
+    KeepsState,
+    /// A permit is not looked at: `permit`.
+    IgnoresPermit,
+}
+
+impl Fault {
+    /// All of them, with the verdict that finds each.
+    pub const ALL: [(Self, &str); 11] = [
+        (Self::MissesPage, "pages"),
+        (Self::CopiesEarly, "pages"),
+        (Self::ForgetsAlso, "also"),
+        (Self::WritesWhilePaused, "still memory"),
+        (Self::SpeaksWhilePaused, "still frames"),
+        (Self::StampsLate, "stamps"),
+        (Self::ReportsEarly, "order"),
+        (Self::CutsTooHigh, "cut"),
+        (Self::AcceptsDamage, "damage"),
+        (Self::KeepsState, "load"),
+        (Self::IgnoresPermit, "permit"),
+    ];
+}
+
+/// The number in a frame that [`FakeHandle::work`] made.
+#[must_use]
+pub fn number(frame: &[u8]) -> Option<u64> {
+    let rest = frame.get(12..)?.strip_prefix(&NUMBER)?;
+    rest.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
+}
+
+fn numbered(number: u64) -> Bytes {
+    let mut frame = BytesMut::zeroed(60);
+    let (head, rest) = frame.split_at_mut(14);
+    head[12..].copy_from_slice(&NUMBER);
+    rest[..8].copy_from_slice(&number.to_le_bytes());
+    frame.freeze()
+}
 
 /// The guest, as the loop has it.
 #[derive(Debug)]
@@ -84,6 +152,10 @@ pub struct View {
     pub by_hand: bool,
     /// The next operation of this kind fails.
     pub fail: Option<GuestOpKind>,
+    /// What it gets wrong.
+    pub fault: Option<Fault>,
+    /// Bytes of state that were received.
+    received: u64,
     card: VecDeque<(u64, Bytes)>,
     dirty: Vec<u64>,
     happened: VecDeque<Happened>,
@@ -186,6 +258,8 @@ impl FakeGuest {
                     waiting: VecDeque::new(),
                     by_hand: false,
                     fail: None,
+                    fault: None,
+                    received: 0,
                     card: VecDeque::new(),
                     dirty,
                     happened: VecDeque::new(),
@@ -261,6 +335,50 @@ impl FakeHandle {
                 .all(|(a, b)| a.load(Relaxed) == b.load(Relaxed))
     }
 
+    /// Writes the next number, a page besides, and says the number, as a guest that works does;
+    /// `false` when it is paused.
+    pub fn work(&self) -> bool {
+        let mut view = self.lock();
+        if view.running {
+            self.work_on(&mut view);
+            return true;
+        }
+        let (ticks, epoch) = (view.ticks, view.epoch);
+        match view.fault {
+            Some(Fault::WritesWhilePaused) => self.store(&mut view, 2, ticks ^ u64::MAX),
+            Some(Fault::SpeaksWhilePaused) => view.happen(Happened::FromGuest {
+                epoch,
+                frame: numbered(ticks),
+            }),
+            _ => {}
+        }
+        false
+    }
+
+    fn work_on(&self, view: &mut View) {
+        view.ticks += 1;
+        let (ticks, pages) = (view.ticks, self.pages() as u64);
+        self.word(view, WRITTEN.1, ticks);
+        if pages > 4 {
+            let page = 2 + ticks % (pages - 3);
+            self.store(view, usize::try_from(page).unwrap_or(0), ticks);
+        }
+        let epoch = match view.fault {
+            Some(Fault::StampsLate) => Epoch(view.epoch.0.saturating_sub(1)),
+            _ => view.epoch,
+        };
+        view.happen(Happened::FromGuest {
+            epoch,
+            frame: numbered(ticks),
+        });
+    }
+
+    /// Writes a word of page 0.
+    fn word(&self, view: &mut View, at: u64, value: u64) {
+        self.all.ram.0[usize::try_from(at / 8).unwrap_or(0)].store(value, Relaxed);
+        view.dirty[0] |= 1;
+    }
+
     /// Emits a frame as the guest would; `false` when it is paused.
     pub fn emit(&self, frame: Bytes) -> bool {
         let mut view = self.lock();
@@ -308,6 +426,9 @@ impl FakeHandle {
         {
             view.consumed = index;
             view.ticks += 1;
+            let heard = self.all.ram.word(usize::try_from(HEARD.1 / 8).unwrap_or(0)) + 1;
+            self.word(view, HEARD.1, heard);
+            self.word(view, WRITTEN.1, view.ticks);
             let (ticks, pages) = (view.ticks, self.pages() as u64);
             self.store(view, usize::try_from(ticks % pages).unwrap_or(0), ticks);
             let mut reply = BytesMut::from(&frame[..]);
@@ -351,7 +472,8 @@ impl FakeHandle {
                 resume,
             } => GuestDone::Captured(self.capture(view, epoch, &also, resume)),
             GuestOp::CheckState(epoch) => {
-                if self.all.state_in.word(0) == STATE_MAGIC {
+                let whole = view.received >= STATE_LEN && self.all.state_in.word(0) == STATE_MAGIC;
+                if whole || view.fault == Some(Fault::AcceptsDamage) {
                     GuestDone::StateChecked(epoch)
                 } else {
                     GuestDone::Failed {
@@ -369,13 +491,18 @@ impl FakeHandle {
             }
             GuestOp::Replication(op) => GuestDone::Replication(op),
             GuestOp::LoadState { epoch, inputs } => {
-                view.ticks = self.all.state_in.word(1);
+                if view.fault != Some(Fault::KeepsState) {
+                    view.ticks = self.all.state_in.word(1);
+                }
                 view.consumed = inputs;
                 view.epoch = epoch;
                 view.card.clear();
                 GuestDone::StateLoaded(epoch)
             }
-            _ => return,
+            other => GuestDone::Failed {
+                op: kind,
+                why: format!("{other:?} is not known here"),
+            },
         };
         view.happen(Happened::Done(done));
         self.all.changed.notify_all();
@@ -383,21 +510,41 @@ impl FakeHandle {
 
     fn capture(&self, view: &mut View, epoch: Epoch, also: &PageRuns, resume: bool) -> Captured {
         let begun = time::Instant::now();
+        let fault = view.fault;
+        if fault == Some(Fault::MissesPage)
+            && let Some(word) = view.dirty.iter_mut().rev().find(|word| **word != 0)
+        {
+            *word &= !(1 << (63 - word.leading_zeros()));
+        }
         for page in 0..self.pages() {
             if view.dirty[page / 64] & (1 << (page % 64)) != 0 {
                 self.all.ram.copy_page(&self.all.staging, page);
             }
         }
-        each_page(also, |page| self.all.ram.copy_page(&self.all.staging, page));
+        if fault != Some(Fault::ForgetsAlso) {
+            each_page(also, |page| self.all.ram.copy_page(&self.all.staging, page));
+        }
+        if fault == Some(Fault::CopiesEarly) && view.running {
+            self.work_on(view);
+        }
         self.all.state_out.0[0].store(STATE_MAGIC, Relaxed);
         self.all.state_out.0[1].store(view.ticks, Relaxed);
         view.report_dirty();
         view.epoch = epoch;
         view.running = resume;
+        if fault == Some(Fault::ReportsEarly) {
+            let frame = numbered(view.ticks);
+            view.happen(Happened::FromGuest { epoch, frame });
+        }
+        let newest = view.card.back().map_or(view.consumed, |(index, _)| *index);
+        let inputs = match fault {
+            Some(Fault::CutsTooHigh) => newest,
+            _ => view.consumed,
+        };
         Captured {
             epoch,
-            state_len: 64,
-            inputs: view.consumed,
+            state_len: STATE_LEN,
+            inputs,
             pause: begun.elapsed(),
             live: Duration::ZERO,
         }
@@ -450,7 +597,7 @@ impl Guest for FakeGuest {
 
     fn to_world(&mut self, frame: Bytes, permit: Permit) {
         let mut view = self.0.lock();
-        if permit.allows(clock::now()) {
+        if permit.allows(clock::now()) || view.fault == Some(Fault::IgnoresPermit) {
             view.world.push(frame);
         } else {
             view.muted += 1;
@@ -481,7 +628,10 @@ impl Guest for FakeGuest {
         match sink {
             Sink::Guest(runs) => all.ram.runs(runs, into),
             Sink::Cache(runs) => all.cache.runs(runs, into),
-            Sink::State(range) => all.state_in.range(as_usize(range), into),
+            Sink::State(range) => {
+                self.0.lock().received = range.end;
+                all.state_in.range(as_usize(range), into)
+            }
             other => Err(MemoryError {
                 what: format!("{other:?}"),
                 why: "no such place here",
