@@ -1,7 +1,9 @@
 //! What this host remembers about ownership, on stable storage (spec ownership A5, 6).
 //!
-//! A write is a new file, synced, renamed over the old one, and the directory synced: after a
-//! crash either the old record is there or the new one. The directory is locked for as long as the
+//! A write goes to a spare file, which is synced and exchanged with the record, and the directory is
+//! synced: after a crash either the old record is there or the new one. The spare has the record's
+//! size and is there before it is needed, so that a disk that fills up later keeps nobody from
+//! saying who owns the VM. The directory is locked for as long as the
 //! process lives, so that a second instance cannot run on the same record.
 
 use core::time::Duration;
@@ -14,7 +16,7 @@ use std::{
 };
 
 use colo_proto::member::{PersistId, Record, RecordError as BadRecord};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 
 use crate::Wake;
 
@@ -111,6 +113,10 @@ impl RecordStore {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(wrong(&path)(e)),
         };
+        let spare = dir.join(FILE).with_extension("spare");
+        if !spare.exists() {
+            make_spare(&spare, Record::SIZE).map_err(wrong(&spare))?;
+        }
         let place = Place::Directory {
             dir: dir.to_owned(),
             _lock: lock,
@@ -227,14 +233,39 @@ fn keep(
     }
 }
 
-/// Replaces `path` by `bytes` so that a crash leaves the one or the other.
+/// Replaces `path` by `bytes` so that a crash leaves the one or the other: a spare of the same size
+/// beside it is written, synced, and exchanged with it.
 pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let new = path.with_extension("new");
-    let mut file = File::create(&new)?;
+    let spare = path.with_extension("spare");
+    // In place: a file system that is full has the blocks of the spare all the same.
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&spare)?;
     file.write_all(bytes)?;
+    file.set_len(bytes.len() as u64)?;
     file.sync_all()?;
-    fs::rename(&new, path)?;
-    sync_name(path)
+    drop(file);
+    let exchanged = renameat_with(CWD, &spare, CWD, path, RenameFlags::EXCHANGE);
+    if exchanged.is_err() {
+        // There is nothing to exchange it with yet, or the file system cannot.
+        fs::rename(&spare, path)?;
+    }
+    sync_name(path)?;
+    if exchanged.is_err() {
+        // What was to be durable is; whether the next write has room is seen by the next write.
+        let _no_room = make_spare(&spare, bytes.len());
+    }
+    Ok(())
+}
+
+/// A file of the right size for the next write, made while there is room.
+fn make_spare(spare: &Path, len: usize) -> io::Result<()> {
+    let mut file = File::create(spare)?;
+    file.write_all(&vec![0; len])?;
+    file.sync_all()?;
+    sync_name(spare)
 }
 
 /// Makes it durable which file `path` names.
@@ -271,7 +302,26 @@ mod tests {
             .map(|entry| entry.unwrap().file_name())
             .collect();
         names.sort();
-        assert_eq!(names, ["lock", FILE]);
+        assert_eq!(names, ["lock", FILE, "record.spare"]);
+    }
+
+    #[test]
+    fn a_write_takes_no_room_that_it_had_not_before() {
+        use std::os::unix::fs::MetadataExt as _;
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
+        let (_store, _) = RecordStore::open(dir.path()).unwrap();
+        write_durably(&path, &record(1).encode()).unwrap();
+        let spare = path.with_extension("spare");
+        let files = || [&path, &spare].map(|path| fs::metadata(path).unwrap().ino());
+        let [a, b] = files();
+        for generation in 2..5 {
+            write_durably(&path, &record(generation).encode()).unwrap();
+            let expected = if generation % 2 == 0 { [b, a] } else { [a, b] };
+            assert_eq!(files(), expected, "the two files change places");
+            assert_eq!(fs::metadata(&spare).unwrap().len(), Record::SIZE as u64);
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use colo_proto::{
     error::{ConfigError, Misuse},
     id::{Channel, Slot},
     machine::{Body, Captured, Demand, GuestDone, GuestOp, Input, Machine, Output, Transmit},
-    member::{BootId, MacKey, MemberConfig, NodeId, Register, Verdict, VmId},
+    member::{BootId, MacKey, MemberConfig, NodeId, Register, VmId},
     node::{Node, Start},
     time::Instant,
 };
@@ -133,7 +133,7 @@ impl Vmm for Toy {
                 Some(Input::Arbiter(ballot.request, self.register.cast(&ballot)))
             }
             Output::ReadArbiter(request) => {
-                Some(Input::Arbiter(request, Verdict::Read(self.register)))
+                Some(Input::Arbiter(request, self.register.read(request)))
             }
             // Power the peer off through its management board; here there is none.
             Output::Fence(_) => Some(Input::Fenced(false)),

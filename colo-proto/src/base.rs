@@ -2,6 +2,7 @@
 //! VM from one role to the next.
 
 use alloc::{collections::VecDeque, string::String, vec::Vec};
+use core::time::Duration;
 
 use crate::{
     command::{Answer, CommandId, Refusal},
@@ -17,7 +18,7 @@ use crate::{
     },
     member::{
         BootId, Command as MemberCommand, Health, Local, MemberEvent, MemberOutput, MemberState,
-        Permit,
+        Permit, Unprotected,
     },
     ownership::Ownership,
     pairing::link::Link,
@@ -51,6 +52,12 @@ pub(crate) struct Base {
     pub(crate) broken: bool,
     /// What the driver says of this host.
     health: Health,
+    /// When the operation in progress on the guest's side was begun, and whether it hangs.
+    begun: Instant,
+    hangs: bool,
+    /// Why a failure would not be survived though both hosts are in step, since when, and whether
+    /// that was said.
+    risk: Option<(Unprotected, Instant, bool)>,
     /// The member took the VM away from this host.
     pub(crate) fenced: bool,
     /// Control is kept only until what is queued on it was sent, and no longer than this.
@@ -86,6 +93,9 @@ pub(crate) enum Until {
 /// What a peer is told that does not take frames.
 pub(crate) const FRAMES_STUCK: &str = "no frame was taken in time";
 
+/// How long protection may be in doubt before it is said: what passes by itself alarms nobody.
+const RISK_LASTS: Duration = Duration::from_secs(1);
+
 /// Most commands in progress at once; more are refused.
 const WAITING_MOST: usize = 64;
 
@@ -111,6 +121,9 @@ impl Base {
             stopped: false,
             broken: false,
             health: Health::Ok,
+            begun: now,
+            hangs: false,
+            risk: None,
             fenced: false,
             drain_until: None,
             progress: now,
@@ -196,13 +209,51 @@ impl Base {
         }
     }
 
+    /// An operation that takes too long is this host's own fault, and nobody else's: the VM goes to
+    /// the other host, if that could run it.
+    fn watch_guest(&mut self) {
+        let limit = self.config.member.longest_operation();
+        let slow = self.now.since(self.begun) >= limit;
+        let hangs = self.guest_ops.busy().filter(|_| slow);
+        if core::mem::replace(&mut self.hangs, hangs.is_some()) != hangs.is_some() {
+            if let Some(op) = hangs {
+                self.event(Event::GuestHangs(op));
+            }
+            self.report_health();
+        }
+    }
+
+    /// Says once why a failure would not be survived, if that lasts.
+    fn watch_risk(&mut self) {
+        let why = self
+            .member
+            .unprotected(self.now)
+            .filter(|why| !matches!(why, Unprotected::Unpaired(_)));
+        match (why, self.risk) {
+            (Some(why), Some((before, since, said))) if why == before => {
+                if !said && self.now.since(since) >= RISK_LASTS {
+                    self.risk = Some((why, since, true));
+                    self.event(Event::AtRisk(Some(why)));
+                }
+            }
+            (Some(why), _) => self.risk = Some((why, self.now, false)),
+            (None, Some((.., said))) => {
+                self.risk = None;
+                if said {
+                    self.event(Event::AtRisk(None));
+                }
+            }
+            (None, None) => {}
+        }
+    }
+
     /// Whether this host could run the VM.
     pub(crate) fn is_fit(&self) -> bool {
-        !self.broken && self.health != Health::Fatal
+        !self.broken && !self.hangs && self.health != Health::Fatal
     }
 
     fn report_health(&mut self) {
-        let health = if self.broken {
+        let health = if self.broken || self.hangs {
             Health::Fatal
         } else {
             self.health
@@ -257,7 +308,9 @@ impl Base {
         if let Some(output) = self.out.pop_front() {
             return Some(output);
         }
-        self.guest_ops.poll(should_run).map(Output::Guest)
+        let op = self.guest_ops.poll(should_run)?;
+        self.begun = self.now;
+        Some(Output::Guest(op))
     }
 
     /// Until when frames may leave, if they may.
@@ -390,7 +443,9 @@ impl Base {
         self.now = self.now.max(now);
         match input {
             Input::Timeout => {
+                self.watch_guest();
                 self.member.handle_timeout(self.now);
+                self.watch_risk();
                 self.end_draining();
                 Ok(Some(Input::Timeout))
             }
@@ -511,6 +566,7 @@ impl Base {
         Status {
             role: Role::Secondary,
             protected: false,
+            unprotected: self.member.unprotected(self.now),
             colo_mode: self.failover.mode,
             last_mode: self.failover.last_mode,
             reason: self.failover.reason(),
@@ -567,9 +623,11 @@ impl Base {
         }
     }
 
+    ///
+    /// The peer is not blamed for what the guest's side here does not finish.
     pub(crate) fn stalled(&self, state: &'static str) -> Option<PeerLost> {
         let waited = self.now.since(self.progress);
-        (waited >= self.config.stall)
+        (waited >= self.config.stall && self.guest_ops.busy().is_none())
             .then_some(PeerLost::Faulty(PeerFault::Stalled { state, waited }))
     }
 

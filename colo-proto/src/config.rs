@@ -1,7 +1,7 @@
 //! Everything that is decided before the machines start. Only [`ConfigBuilder::build`] makes a
 //! [`Config`], so a `Config` is always one that can work.
 
-use alloc::vec::Vec;
+use alloc::{string::ToString, vec::Vec};
 use core::time::Duration;
 
 use crate::{
@@ -114,6 +114,10 @@ impl Config {
     }
 
     pub(crate) fn hello(&self, boot: u64, mode: Mode) -> Hello {
+        let shared = self.member.shared().map(|(name, value)| ShapeItem {
+            name: name.into(),
+            value: value.to_string(),
+        });
         Hello {
             version: VERSION,
             features: FEATURES,
@@ -125,7 +129,7 @@ impl Config {
             mode,
             resume: self.resume,
             slots: self.slots.clone(),
-            shape: self.shape.clone(),
+            shape: self.shape.iter().cloned().chain(shared).collect(),
         }
     }
 }
@@ -282,6 +286,16 @@ impl ConfigBuilder {
             });
         }
         c.member = c.member.check()?;
+        // A host whose own guest hangs must have given the VM away before its peer, which waits for
+        // it, gives up on it.
+        if c.stall <= c.member.longest_operation() {
+            return Err(ConfigError::Order {
+                a: "stall",
+                a_value: c.stall,
+                b: "hang_in_checkpoint",
+                b_value: c.member.longest_operation(),
+            });
+        }
         Ok(c)
     }
 }

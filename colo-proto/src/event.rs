@@ -7,7 +7,7 @@ use crate::{
     error::PeerFault,
     id::{Channel, Epoch, Generation},
     machine::GuestOpKind,
-    member::MemberEvent,
+    member::{MemberEvent, Unprotected},
     stats::CheckpointTimes,
     status::{ColoExit, FailoverStatus, Mode},
 };
@@ -51,6 +51,11 @@ pub enum Event {
         /// The epoch the secondary holds.
         epoch: Epoch,
     },
+    /// Both hosts are in step, and yet a failure would not be survived; `None`: now it would.
+    AtRisk(Option<Unprotected>),
+    /// An operation of the guest's side does not end: this host cannot run the VM, and gives it to
+    /// one that can.
+    GuestHangs(GuestOpKind),
     /// A checkpoint is complete.
     Checkpointed {
         /// Its number.

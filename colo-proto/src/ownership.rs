@@ -10,7 +10,7 @@ use crate::{
     id::Generation,
     member::{
         Command, Local, Member, MemberOutput, MemberState, PathId, Permit, PersistId, RequestId,
-        Verdict,
+        Unprotected, Verdict,
     },
     time::Instant,
 };
@@ -174,6 +174,20 @@ impl Ownership {
         match self {
             Self::Negotiated(member) => member.is_paired(),
             Self::External(told) => told.state == MemberState::PrimaryDual,
+        }
+    }
+
+    /// Why a failure of one host would not be survived, as far as ownership goes.
+    pub(crate) fn unprotected(&self, now: Instant) -> Option<Unprotected> {
+        match self {
+            Self::Negotiated(member) => member.unprotected(now),
+            Self::External(told) => {
+                let paired = matches!(
+                    told.state,
+                    MemberState::PrimaryDual | MemberState::Secondary
+                );
+                (!paired).then_some(Unprotected::Unpaired(told.state))
+            }
         }
     }
 

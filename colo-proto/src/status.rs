@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use crate::{
     id::{Epoch, Generation, Role},
-    member::MemberState,
+    member::{MemberState, Unprotected},
 };
 
 /// How the pair runs between checkpoints (design section 0).
@@ -93,8 +93,11 @@ pub enum FailoverStatus {
 pub struct Status {
     /// Role now.
     pub role: Role,
-    /// Whether a failure of either host would be survived.
+    /// Whether a failure of either host would be survived: both hosts are in step, write their
+    /// records, reach the same arbiter and are fit. Both say the same.
     pub protected: bool,
+    /// Why not.
+    pub unprotected: Option<Unprotected>,
     /// `query-colo-status` `mode`.
     pub colo_mode: ColoMode,
     /// `query-colo-status` `last-mode`.

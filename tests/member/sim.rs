@@ -449,7 +449,7 @@ impl Sim {
             Event::Asked(node, boot, request, ballot) => {
                 let verdict = match ballot {
                     Some(ballot) => self.register.cast(&ballot),
-                    None => Verdict::Read(self.register),
+                    None => self.register.read(request),
                 };
                 let register = self.register;
                 self.tell(|| format!("arbiter to {node}: {ballot:?} {register:?}"));

@@ -68,7 +68,9 @@ impl World {
         let host = &mut self.hosts[i];
         host.boots += 1;
         let boot = BootId(1000 * (i as u64 + 1) + host.boots);
-        let member = MemberConfig::new(VmId([1; 16]), NodeId(2 - i as u64), MacKey([2; 16]));
+        let member = MemberConfig::new(VmId([1; 16]), NodeId(2 - i as u64), MacKey([2; 16]))
+            .hang(Duration::from_millis(1_300))
+            .hang_in_checkpoint(Duration::from_millis(1_500));
         let setup = self.setup;
         let config = Config::builder(NodeId(i as u64 + 1), member, &[(Slot(0), PAGES as u64)])
             .lanes(setup.lanes)

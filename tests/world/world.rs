@@ -299,7 +299,7 @@ impl World {
                 let verdict = if self.hosts[i].arbiter {
                     match ballot {
                         Some(ballot) => self.register.cast(&ballot),
-                        None => Verdict::Read(self.register),
+                        None => self.register.read(request),
                     }
                 } else {
                     Verdict::Unreachable

@@ -44,7 +44,7 @@ pub struct FileArbiter {
 #[derive(Clone, Copy, Debug)]
 enum Question {
     Cast(Ballot),
-    Read,
+    Read(RequestId),
 }
 
 /// Why the register could not be asked.
@@ -111,7 +111,7 @@ impl Arbiter for FileArbiter {
     }
 
     fn read(&mut self, now: Instant, request: RequestId) {
-        self.ask(now, request, Question::Read);
+        self.ask(now, request, Question::Read(request));
     }
 
     fn poll(&mut self, now: Instant) -> Option<(RequestId, Verdict)> {
@@ -155,12 +155,11 @@ fn ask(path: &Path, question: Question, _locked: &File) -> Result<Verdict, AskEr
     // It may be there because of a write that failed in its last step: nobody is told before it is
     // durable.
     sync_name(path)?;
-    let ballot = match question {
-        Question::Read => return Ok(Verdict::Read(register)),
-        Question::Cast(ballot) => ballot,
-    };
     let before = register;
-    let verdict = register.cast(&ballot);
+    let verdict = match question {
+        Question::Read(request) => register.read(request),
+        Question::Cast(ballot) => register.cast(&ballot),
+    };
     if register != before {
         write_durably(path, &register.encode())?;
     }
@@ -225,8 +224,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("register");
         fs::write(&path, b"?").unwrap();
-        put(&path, Question::Read).unwrap_err();
-        put(&dir.path().join("not/there"), Question::Read).unwrap_err();
+        let read = Question::Read(RequestId(1));
+        put(&path, read).unwrap_err();
+        put(&dir.path().join("not/there"), read).unwrap_err();
     }
 
     #[test]

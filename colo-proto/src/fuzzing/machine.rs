@@ -16,7 +16,7 @@ use crate::{
     machine::{Demand, GuestDone, Input, Machine as _, Output},
     member::{
         BootId, DATAGRAM_SIZE, Datagram, Flags, Health, Kind as Beat, MAX_PATHS, Member,
-        MemberState, NodeId, PathId, Register, Verdict,
+        MemberState, NodeId, PathId, Register, RequestId, Verdict,
     },
     node::Start,
     testing::{Effect, Host, Pair},
@@ -225,6 +225,8 @@ impl Lonely {
                 1 => Health::Fatal,
                 _ => Health::Ok,
             },
+            settings: member.map_or(0, |m| m.config().promise()) ^ u64::from(near == 0xff),
+            mark: RequestId(u64::from(say)),
         }
     }
 
@@ -253,7 +255,7 @@ impl Lonely {
     fn arbiter(&mut self, how: u8) {
         let (id, verdict) = match self.host.take(Effect::Arbiter) {
             Some(Output::AskArbiter(ballot)) => (ballot.request, self.register.cast(&ballot)),
-            Some(Output::ReadArbiter(id)) => (id, Verdict::Read(self.register)),
+            Some(Output::ReadArbiter(id)) => (id, self.register.read(id)),
             _ => return,
         };
         let verdict = if how & 7 == 7 {

@@ -38,7 +38,9 @@ impl Setup {
         let flag = |bit: u8| self.0 >> bit & 1 == 1;
         let config = Config::builder(
             NodeId(id),
-            MemberConfig::fast(VM, NodeId(3 - id), KEY),
+            MemberConfig::fast(VM, NodeId(3 - id), KEY)
+                .hang(Duration::from_millis(300))
+                .hang_in_checkpoint(Duration::from_millis(400)),
             &[(SLOT, PAGES as u64)],
         )
         .longest(Duration::from_millis(20))

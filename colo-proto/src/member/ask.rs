@@ -200,10 +200,11 @@ impl Member {
         // A partner's generation came from the arbiter: one that does not know of it is another one, or
         // has lost its register. Neither could ever make this host the owner.
         let known = match self.phase {
-            Phase::Secondary(_) => self.record.seen.max(self.generation),
-            _ => self.record.seen,
+            Phase::Secondary(_) | Phase::Dual(_) => self.journal.record.seen.max(self.generation),
+            _ => self.journal.record.seen,
         };
         if register.generation < known {
+            self.witness.foreign = true;
             if ours {
                 self.event(MemberEvent::ArbiterWentBack {
                     got: register.generation,
@@ -213,8 +214,14 @@ impl Member {
             }
             return;
         }
-        self.arbiter_heard = now;
-        self.record.seen = register.generation;
+        self.witness.answered(now);
+        if matches!(verdict, Verdict::Read(_)) {
+            self.witness.read(now, request, register.mark);
+        }
+        if self.is_grant_of_peer(&register) {
+            self.witness.met(now);
+        }
+        self.journal.record.seen = register.generation;
         let supposed = self
             .inquiry
             .as_ref()
@@ -276,18 +283,18 @@ impl Member {
         if !matches!(self.config.arbitration, Arbitration::Arbiter { .. }) {
             return;
         }
-        if now >= self.next_read && self.inquiry.is_none() {
+        if now >= self.witness.next && self.inquiry.is_none() {
             self.read_register(now);
         }
         let silence = self.config.witness_silence;
-        if now.since(self.arbiter_heard) >= silence && now.since(self.arbiter_alarm) >= silence {
-            self.arbiter_alarm = now;
+        if now.since(self.witness.heard) >= silence && now.since(self.witness.alarm) >= silence {
+            self.witness.alarm = now;
             self.event(MemberEvent::ArbiterSilent);
         }
     }
 
     pub(super) fn read_register(&mut self, now: Instant) {
-        self.next_read = now + self.config.witness_silence / 2;
+        self.witness.next = now + self.probe_period();
         let request = RequestId(self.random());
         self.inquiry = Some(Inquiry {
             ask: Ask::Read(request),
@@ -297,8 +304,12 @@ impl Member {
         self.pump_inquiry(now);
     }
 
-    pub(super) fn sees_arbiter(&self, now: Instant) -> bool {
-        now.since(self.arbiter_heard) < self.config.witness_silence
+    /// Whether the register holds the pairing that this node is in, which the owner wrote.
+    fn is_grant_of_peer(&self, register: &Register) -> bool {
+        matches!(self.phase, Phase::Secondary(_))
+            && self.witness.is_new_to_peer()
+            && (register.generation, register.owner, register.partner)
+                == (self.generation, self.config.peer, self.me)
     }
 
     pub(super) const fn has_arbiter(&self) -> bool {

@@ -102,6 +102,33 @@ pub enum ConfigError {
     },
 }
 
+/// A setting that both nodes have alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Setting {
+    /// A time.
+    Time(Duration),
+    /// A number, or one of several choices.
+    Number(u64),
+}
+
+impl Setting {
+    fn bits(self) -> u64 {
+        match self {
+            Self::Time(time) => u64::try_from(time.as_nanos()).unwrap_or(u64::MAX),
+            Self::Number(number) => number,
+        }
+    }
+}
+
+impl core::fmt::Display for Setting {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Time(time) => write!(f, "{time:?}"),
+            Self::Number(number) => write!(f, "{number}"),
+        }
+    }
+}
+
 macro_rules! setters {
     ($($(#[$doc:meta])* $name:ident: $type:ty;)*) => {
         $($(#[$doc])* #[must_use] pub const fn $name(mut self, $name: $type) -> Self {
@@ -136,7 +163,7 @@ impl MemberConfig {
             arbiter_typical: Duration::from_millis(200),
             stall: Duration::from_millis(300),
             hang: Duration::from_secs(5),
-            hang_in_checkpoint: Duration::from_secs(20),
+            hang_in_checkpoint: Duration::from_secs(8),
             penalty: Duration::from_secs(1),
             witness_silence: Duration::from_secs(10),
         }
@@ -190,7 +217,8 @@ impl MemberConfig {
         stall: Duration;
         /// T_hang: time without progress of the main loop that counts as a hang; 5 s.
         hang: Duration;
-        /// T_hang while a checkpoint runs; 20 s.
+        /// T_hang while a checkpoint runs, and the longest that one operation of the guest's side
+        /// may take; 8 s.
         hang_in_checkpoint: Duration;
         /// H_pen: how much longer a node of degraded health waits before it arbitrates; 1 s.
         penalty: Duration;
@@ -206,6 +234,54 @@ impl MemberConfig {
     pub fn wait(&self) -> Duration {
         let drift = self.lease.saturating_mul(self.drift_ppm).saturating_mul(2) / 1_000_000;
         self.lease.saturating_add(drift).saturating_add(self.margin)
+    }
+
+    /// How long an operation of the guest's side may take before this host counts as hanging.
+    #[must_use]
+    pub const fn longest_operation(&self) -> Duration {
+        self.hang_in_checkpoint
+    }
+
+    /// A digest of what both nodes must have alike: what one of them promises by a heartbeat, the
+    /// other relies upon by its own settings. Nodes that differ do not become a pair.
+    #[must_use]
+    pub fn promise(&self) -> u64 {
+        self.shared()
+            .iter()
+            .flat_map(|(_, value)| value.bits().to_le_bytes())
+            .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+            })
+    }
+
+    /// The settings that must be the same on both nodes, by the names of the daemon's keys.
+    #[must_use]
+    pub const fn shared(&self) -> [(&'static str, Setting); 11] {
+        use Setting::{Number, Time};
+        let arbitration = match self.arbitration {
+            Arbitration::Arbiter { fence_assist } => 1 + fence_assist as u64,
+            Arbitration::Fence => 3,
+            Arbitration::None {
+                primary_survives,
+                unsafe_no_arbiter,
+            } => 4 + primary_survives as u64 + 2 * unsafe_no_arbiter as u64,
+        };
+        [
+            ("member.beat", Time(self.interval)),
+            ("member.lease", Time(self.lease)),
+            ("member.drift", Number(self.drift_ppm as u64)),
+            ("member.margin", Time(self.margin)),
+            ("member.primary_silence", Time(self.primary_silence)),
+            ("member.detection", Time(self.secondary_silence)),
+            ("member.penalty", Time(self.penalty)),
+            ("arbiter.kind", Number(arbitration)),
+            ("arbiter.id", Number(self.arbiter_id)),
+            ("arbiter.silence", Time(self.witness_silence)),
+            (
+                "arbiter.loss",
+                Number(matches!(self.witness_loss, WitnessLoss::NominatePrimary) as u64),
+            ),
+        ]
     }
 
     /// The VM that the pair protects.
@@ -307,6 +383,12 @@ impl MemberConfig {
             self.hang,
             self.secondary_silence,
             "hang ≥ secondary_silence",
+        )?;
+        least(
+            "hang_in_checkpoint",
+            self.hang_in_checkpoint,
+            self.hang,
+            "hang_in_checkpoint ≥ hang",
         )?;
         least(
             "witness_silence",

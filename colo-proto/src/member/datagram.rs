@@ -1,25 +1,26 @@
-//! The heartbeat datagram: 96 bytes, little-endian, authenticated (spec ownership 6).
+//! The heartbeat datagram: 128 bytes, little-endian, authenticated (spec ownership 6).
 //!
 //! ```text
 //!  0 magic  4 version  5 type  6 path  7 flags  8 vm id          24 generation
 //! 32 seq   40 ack     48 boot of the sender     56 boot of the peer it is paired with
-//! 64 epoch 72 progress 76 state 77 health 78 control code        80 code over bytes 0 to 79
+//! 64 epoch 72 progress 76 state 77 health 78 control code        80 settings
+//! 88 mark  96 code over bytes 0 to 95
 //! ```
 //!
 //! The code also covers the sender's [`NodeId`], so that a datagram cannot be reflected.
 
 use super::{
-    BootId, NodeId, PathId, VmId,
+    BootId, NodeId, PathId, RequestId, VmId,
     mac::{self, MacKey, same},
 };
 use crate::id::{Epoch, Generation};
 
 /// Bytes of a datagram.
-pub const DATAGRAM_SIZE: usize = 96;
+pub const DATAGRAM_SIZE: usize = 128;
 
 const MAGIC: u32 = 0x3142_4843;
 const VERSION: u8 = 2;
-const MAC_AT: usize = 80;
+const MAC_AT: usize = 96;
 
 /// What a datagram is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,6 +31,19 @@ pub enum Kind {
     Ack,
     /// One of the controls.
     Control(Control),
+}
+
+impl Kind {
+    /// Whether the receiver relies on the settings of the sender: these found or renew a pair.
+    #[must_use]
+    pub const fn promises(self) -> bool {
+        matches!(
+            self,
+            Self::Heartbeat
+                | Self::Ack
+                | Self::Control(Control::Hello | Control::DualStart | Control::DualAck)
+        )
+    }
 }
 
 /// Control codes. Every one may be repeated without harm.
@@ -80,8 +94,12 @@ impl Flags {
     pub const CHECKPOINT: u8 = 4;
     /// The link to the world is good.
     pub const LINK_GOOD: u8 = 8;
-    /// The arbiter answered within T_wit.
+    /// The arbiter answers, and can be written.
     pub const ARBITER: u8 = 16;
+    /// The record can be written.
+    pub const RECORD: u8 = 32;
+    /// The arbiter is the one that the peer sees.
+    pub const SHARED: u8 = 64;
 
     /// Whether all bits of `bits` are set.
     #[must_use]
@@ -170,6 +188,10 @@ pub struct Datagram {
     pub state: MemberState,
     /// The sender's health.
     pub health: Health,
+    /// Digest of the settings that must be the same on both nodes.
+    pub settings: u64,
+    /// The number that the sender last left in the arbiter's register.
+    pub mark: RequestId,
 }
 
 /// Why a datagram was dropped. Counted; never an error, since anyone can send bytes.
@@ -177,7 +199,7 @@ pub struct Datagram {
 #[non_exhaustive]
 pub enum DatagramError {
     /// Wrong length.
-    #[error("heartbeat has {got} bytes, expected 96")]
+    #[error("heartbeat has {got} bytes, expected 128")]
     Length {
         /// Length found.
         got: usize,
@@ -186,7 +208,7 @@ pub enum DatagramError {
     #[error("heartbeat code does not verify; both hosts need the same key and node names")]
     Code,
     /// Another protocol or version.
-    #[error("heartbeat starts with {magic:#x} version {version}, expected 0x31424843 version 1")]
+    #[error("heartbeat starts with {magic:#x} version {version}, expected 0x31424843 version 2")]
     Version {
         /// First word found.
         magic: u32,
@@ -234,6 +256,8 @@ impl Datagram {
         out[76] = state_code(self.state);
         out[77] = self.health as u8;
         out[78..80].copy_from_slice(&control.to_le_bytes());
+        out[80..88].copy_from_slice(&self.settings.to_le_bytes());
+        out[88..96].copy_from_slice(&self.mark.0.to_le_bytes());
         let code = code(key, sender, &out);
         out[MAC_AT..].copy_from_slice(&code);
         out
@@ -283,6 +307,8 @@ impl Datagram {
                 2 => Health::Fatal,
                 got => return Err(unknown("health", got.into())),
             },
+            settings: word(80),
+            mark: RequestId(word(88)),
         })
     }
 }
@@ -294,7 +320,7 @@ fn code(key: MacKey, sender: NodeId, bytes: &[u8; DATAGRAM_SIZE]) -> [u8; 16] {
     mac::code(key, &text)
 }
 
-/// `N` bytes at `at`; every caller's `at` is a constant of the layout, inside the 96 bytes.
+/// `N` bytes at `at`; every caller's `at` is a constant of the layout, inside the 128 bytes.
 fn array<const N: usize>(bytes: &[u8; DATAGRAM_SIZE], at: usize) -> [u8; N] {
     let mut out = [0; N];
     out.copy_from_slice(&bytes[at..at + N]);
@@ -350,6 +376,8 @@ mod tests {
             progress: 11,
             state,
             health: Health::Degraded,
+            settings: 12,
+            mark: RequestId(13),
         }
     }
 
@@ -381,7 +409,7 @@ mod tests {
         let foreign = Datagram::decode(MacKey([1; 16]), NodeId(1), &bytes);
         assert_eq!(foreign, Err(DatagramError::Code));
         let short = Datagram::decode(KEY, NodeId(1), &bytes[1..]);
-        assert_eq!(short, Err(DatagramError::Length { got: 95 }));
+        assert_eq!(short, Err(DatagramError::Length { got: 127 }));
     }
 
     #[test]

@@ -200,6 +200,8 @@ pub enum MemberEvent {
         /// Its epoch.
         epoch: Epoch,
     },
+    /// The peer runs with other settings of liveness or arbitration; there will be no pair.
+    SettingsDiffer,
     /// A replica was ready, but output had been released that it does not know.
     ReplicaNotClean(Epoch),
     /// The main loop made no progress for T_hang.

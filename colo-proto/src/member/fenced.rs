@@ -72,7 +72,7 @@ impl Member {
             }
         } else if register.owner == self.config.peer && register.generation >= fenced.of {
             let offered = fenced.yielding.take().is_some();
-            let asked = matches!(self.record.claim, Claim::Arbitrating { .. });
+            let asked = matches!(self.journal.record.claim, Claim::Arbitrating { .. });
             if offered || asked {
                 self.persist(Claim::Stale);
             }

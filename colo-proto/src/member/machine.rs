@@ -10,8 +10,10 @@ use super::{
     BootId, Claim, Control, Datagram, Flags, Health, Kind, Local, MemberConfig, MemberEvent,
     MemberOutput, MemberState, NodeId, PathId, Permit, PersistId, Record, RequestId, Verdict,
     ask::Inquiry,
+    journal::Journal,
     mutation::broken,
     phase::{Idle, Phase},
+    witness::Witness,
 };
 use crate::{
     id::{Epoch, Generation},
@@ -40,17 +42,12 @@ pub struct Member {
     pub(super) phase: Phase,
     /// The generation this node acts in.
     pub(super) generation: Generation,
-    /// The record as last handed out.
-    pub(super) record: Record,
-    written: PersistId,
-    durable: PersistId,
+    pub(super) journal: Journal,
     pub(super) gate: Instant,
     /// The permit as last handed out.
     told: Option<Permit>,
     pub(super) inquiry: Option<Inquiry>,
-    pub(super) arbiter_heard: Instant,
-    pub(super) arbiter_alarm: Instant,
-    pub(super) next_read: Instant,
+    pub(super) witness: Witness,
     pub(super) peer: Peer,
     paths: Vec<PathView>,
     pub(super) epoch: Epoch,
@@ -64,6 +61,8 @@ pub struct Member {
     next_round: Instant,
     outputs: VecDeque<MemberOutput>,
     counters: MemberCounters,
+    /// The instance of the peer that was found to have other settings.
+    differs: Option<BootId>,
     #[cfg(feature = "mutations")]
     pub(super) mutation: Option<Mutation>,
 }
@@ -78,6 +77,7 @@ pub(super) struct Peer {
     boot: Option<BootId>,
     pub(super) generation: Generation,
     pub(super) flags: Flags,
+    pub(super) health: Health,
     pub(super) state: Option<MemberState>,
     pub(super) heard: Instant,
     seq: u64,
@@ -137,15 +137,11 @@ impl Member {
             boot,
             phase: Phase::Idle(Idle::default()),
             generation: Generation(0),
-            record: fresh,
-            written: PersistId(0),
-            durable: PersistId(0),
+            journal: Journal::new(fresh, now),
             gate: Instant::ZERO,
             told: None,
             inquiry: None,
-            arbiter_heard: now,
-            arbiter_alarm: now,
-            next_read: now,
+            witness: Witness::new(now),
             peer: Peer {
                 heard: now,
                 ..Peer::default()
@@ -161,14 +157,15 @@ impl Member {
             next_round: now,
             outputs: VecDeque::new(),
             counters: MemberCounters::default(),
+            differs: None,
             #[cfg(feature = "mutations")]
             mutation: None,
         };
         match record {
-            Some(old) if (old.vm, old.node) == (member.record.vm, me) => {
-                member.record = Record {
-                    peer: member.record.peer,
-                    arbiter: member.record.arbiter,
+            Some(old) if (old.vm, old.node) == (member.journal.record.vm, me) => {
+                member.journal.record = Record {
+                    peer: member.journal.record.peer,
+                    arbiter: member.journal.record.arbiter,
                     ..old
                 };
                 member.generation = old.generation;
@@ -198,6 +195,7 @@ impl Member {
         self.watch_paths(now);
         self.watch_progress(now);
         self.pump_inquiry(now);
+        self.watch_record(now);
         self.watch_arbiter(now);
         self.owner_timeout(now);
         self.partner_timeout(now);
@@ -220,6 +218,9 @@ impl Member {
                 self.note_path(path, now);
                 self.note_peer(&d, now);
                 match d.kind {
+                    kind if kind.promises() && d.settings != self.config.promise() => {
+                        self.settings_differ(&d);
+                    }
                     Kind::Heartbeat => self.heartbeat(now, &d),
                     Kind::Ack => self.acknowledged(now, &d),
                     Kind::Control(control) => self.control(now, control, &d),
@@ -248,7 +249,7 @@ impl Member {
     /// Write `id`, and with it every earlier one, is durable.
     pub fn handle_persisted(&mut self, now: Instant, id: PersistId) {
         self.begin(now);
-        self.durable = self.durable.max(id.min(self.written));
+        self.journal.done(now, id);
         self.pump_inquiry(now);
         self.open_if_durable(now);
         self.speak_if_durable(now, id);
@@ -356,7 +357,7 @@ impl Member {
     /// The record as last handed out for persisting.
     #[must_use]
     pub const fn record(&self) -> &Record {
-        &self.record
+        &self.journal.record
     }
 
     /// The counters.
@@ -391,9 +392,7 @@ impl Member {
         for path in &mut self.paths {
             path.heard = now;
         }
-        self.arbiter_heard = self
-            .arbiter_heard
-            .max(now - self.config.witness_silence / 2);
+        self.witness.excuse(now - self.probe_period());
     }
 
     fn finish(&mut self, now: Instant) {
@@ -446,23 +445,33 @@ impl Member {
     }
 
     pub(super) fn persist(&mut self, claim: Claim) -> PersistId {
-        self.record.claim = claim;
-        self.record.generation = self.generation;
-        self.written = PersistId(self.written.0.saturating_add(1));
-        self.push(MemberOutput::Persist {
-            id: self.written,
-            record: self.record,
-        });
-        self.written
+        let generation = self.generation;
+        let (id, record) = self.journal.write(self.last_call, claim, generation);
+        self.push(MemberOutput::Persist { id, record });
+        id
+    }
+
+    /// Writes the record once more, to see whether it can be written.
+    pub(super) fn persist_again(&mut self) -> PersistId {
+        let (id, record) = self.journal.again(self.last_call);
+        self.push(MemberOutput::Persist { id, record });
+        id
     }
 
     /// The last write; what waits for it waits for all that was handed out.
     pub(super) const fn last_write(&self) -> PersistId {
-        self.written
+        self.journal.last()
     }
 
     pub(super) fn is_durable(&self, id: PersistId) -> bool {
-        self.durable >= id
+        self.journal.is_durable(id)
+    }
+
+    fn watch_record(&mut self, now: Instant) {
+        let period = self.probe_period();
+        if self.journal.probes(now, period) {
+            self.persist_again();
+        }
     }
 
     /// The next random number (SplitMix64 over the entropy given at the start).
@@ -527,6 +536,8 @@ impl Member {
             progress: self.progress.map_or(0, |(n, _)| n),
             state: self.state(),
             health: self.health,
+            settings: self.config.promise(),
+            mark: self.witness.mine,
         };
         for path in 0..self.config.paths {
             datagram.path = PathId(path);
@@ -556,8 +567,17 @@ impl Member {
                 | flag(Flags::GATE_OPEN, self.permit(now).is_some())
                 | flag(Flags::CHECKPOINT, self.checkpoint)
                 | flag(Flags::LINK_GOOD, self.health == Health::Ok)
-                | flag(Flags::ARBITER, self.sees_arbiter(now)),
+                | self.readiness(now),
         )
+    }
+
+    /// A peer of other settings is not paired with: what its words promise is not what is relied
+    /// upon here. What gives something up is believed from anybody.
+    fn settings_differ(&mut self, d: &Datagram) {
+        if self.differs != Some(d.boot) {
+            self.differs = Some(d.boot);
+            self.event(MemberEvent::SettingsDiffer);
+        }
     }
 
     fn note_peer(&mut self, d: &Datagram, now: Instant) {
@@ -565,7 +585,12 @@ impl Member {
         if !self.is_addressed(d) || (self.peer.boot == Some(d.boot) && d.seq < self.peer.seq) {
             return;
         }
+        if self.peer.boot != Some(d.boot) {
+            self.witness.forget_peer();
+        }
+        self.witness.peer_left(now, d.mark);
         self.peer.boot = Some(d.boot);
+        self.peer.health = d.health;
         self.peer.seq = d.seq;
         self.peer.generation = d.generation;
         self.peer.flags = d.flags;

@@ -21,6 +21,7 @@
 //! * `phase`: what each state knows.
 //! * `owner`, `partner`, `fenced`, `startup`: the rows of the transition table, by who acts.
 //! * `ask`: ballots and fencing, repeated until answered.
+//! * `journal`, `witness`, `readiness`: record and arbiter, tried before they are needed.
 //! * `lease`: how long acknowledgements keep the gate open.
 //! * `datagram`, `mac`: the wire. `record`: what survives a crash, and the arbiter as a function.
 //! * `config`, `name`: settings and names.
@@ -30,6 +31,7 @@ mod config;
 mod datagram;
 mod event;
 mod fenced;
+mod journal;
 mod lease;
 mod mac;
 mod machine;
@@ -38,12 +40,14 @@ mod name;
 mod owner;
 mod partner;
 mod phase;
+mod readiness;
 mod record;
 mod startup;
 #[cfg(test)]
 mod tests;
+mod witness;
 
-pub use config::{Arbitration, ConfigError, MAX_PATHS, MemberConfig, WitnessLoss};
+pub use config::{Arbitration, ConfigError, MAX_PATHS, MemberConfig, Setting, WitnessLoss};
 pub use datagram::{
     Control, DATAGRAM_SIZE, Datagram, DatagramError, Flags, Health, Kind, MemberState,
 };
@@ -54,4 +58,5 @@ pub use machine::{Member, MemberCounters};
 #[cfg(feature = "mutations")]
 pub use mutation::Mutation;
 pub use name::{BootId, NodeId, PathId, PersistId, RequestId, VmId};
+pub use readiness::{Unprotected, Unready};
 pub use record::{Ballot, Claim, Mode, PriorRole, Record, RecordError, Register, Verdict};

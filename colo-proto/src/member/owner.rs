@@ -287,14 +287,14 @@ impl Member {
             return;
         }
         if register.mode == Some(Mode::Solo) {
-            if register.generation > self.generation || self.record.claim != Claim::Solo {
+            if register.generation > self.generation || self.journal.record.claim != Claim::Solo {
                 self.generation = register.generation;
                 self.persist(Claim::Solo);
             }
             self.protect(now);
             return;
         }
-        let asked = match self.record.claim {
+        let asked = match self.journal.record.claim {
             Claim::Arbitrating { ballot, .. } => Some(ballot.request),
             _ => None,
         };
@@ -355,8 +355,8 @@ impl Member {
     }
 
     fn split_brain(&mut self, now: Instant, generation: Generation) {
-        if now.since(self.arbiter_alarm) >= self.config.witness_silence {
-            self.arbiter_alarm = now;
+        if now.since(self.witness.alarm) >= self.config.witness_silence {
+            self.witness.alarm = now;
             self.event(MemberEvent::Critical(Critical::SplitBrain { generation }));
         }
         if generation > self.generation {
@@ -403,9 +403,9 @@ impl Member {
 
     pub(super) fn partner_can_take_over(&self, pair: &Pair) -> bool {
         let needed = if self.has_arbiter() {
-            Flags::CAPABLE | Flags::ARBITER
+            Flags::CAPABLE | Flags::RECORD | Flags::ARBITER | Flags::SHARED
         } else {
-            Flags::CAPABLE
+            Flags::CAPABLE | Flags::RECORD
         };
         pair.flags.has(needed)
     }

@@ -69,7 +69,7 @@ impl Member {
     /// instance it was synchronised from, in a generation not abstained from, and at exactly the
     /// epoch applied here.
     fn dual_start(&mut self, now: Instant, d: &Datagram) {
-        if d.peer_boot != self.boot || d.generation <= self.record.abstained {
+        if d.peer_boot != self.boot || d.generation <= self.journal.record.abstained {
             return;
         }
         let (source, seq) = match &self.phase {
@@ -105,6 +105,10 @@ impl Member {
             heard: (0, now),
             deaf: false,
         }));
+        // Whether this host could take over is known only when the register was seen to say so.
+        if self.has_arbiter() {
+            self.read_register(now);
+        }
     }
 
     fn confirm_dual(&mut self, now: Instant, d: &Datagram) {
@@ -177,7 +181,7 @@ impl Member {
             self.say(now, Control::Abstain);
             return;
         }
-        self.record.abstained = self.generation;
+        self.journal.record.abstained = self.generation;
         let abstaining = Some(self.persist(Claim::Abstained));
         self.push(MemberOutput::DiscardVm);
         self.enter(Phase::Syncing(Syncing {

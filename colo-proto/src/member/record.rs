@@ -30,6 +30,9 @@ pub struct Register {
     pub partner: NodeId,
     /// The request that wrote this.
     pub request: RequestId,
+    /// The last read, which leaves its number here: whoever finds it sees the same register as the
+    /// reader, and the reader has seen that it can be written.
+    pub mark: RequestId,
 }
 
 /// A request for the next generation: compare-and-swap, once.
@@ -75,8 +78,20 @@ impl Register {
         if self.generation != ballot.expect || !entitled {
             return Verdict::Denied(*self);
         }
-        *self = ballot.outcome();
+        *self = Self {
+            mark: self.mark,
+            ..ballot.outcome()
+        };
         Verdict::Granted(*self)
+    }
+
+    /// Answers a read, and leaves its number in the register for the next one to find. An arbiter
+    /// writes the register durably before it answers, as after a ballot: what it cannot write, it
+    /// could not grant.
+    pub const fn read(&mut self, request: RequestId) -> Verdict {
+        let found = *self;
+        self.mark = request;
+        Verdict::Read(found)
     }
 
     /// Whether `node` owns the VM alone.
@@ -96,6 +111,7 @@ impl Register {
         w.u32(REGISTER_MAGIC).u32(1);
         w.u64(self.generation.0).u64(mode_code(self.mode));
         w.u64(self.owner.0).u64(self.partner.0).u64(self.request.0);
+        w.u64(self.mark.0);
         seal(&mut out);
         out
     }
@@ -112,6 +128,7 @@ impl Register {
             owner: NodeId(r.u64()),
             partner: NodeId(r.u64()),
             request: RequestId(r.u64()),
+            mark: RequestId(r.u64()),
         })
     }
 }
@@ -126,6 +143,7 @@ impl Ballot {
             owner: self.owner,
             partner: self.partner,
             request: self.request,
+            mark: RequestId(0),
         }
     }
 }

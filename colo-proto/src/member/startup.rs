@@ -12,7 +12,7 @@ impl Member {
     /// The memory of the last process is gone; its promises are not.
     pub(super) fn resume_from_record(&mut self, now: Instant) {
         let arbiter = self.has_arbiter();
-        match self.record.claim {
+        match self.journal.record.claim {
             Claim::None => {}
             // With an arbiter, `learn_idle` resolves these; the intention comes before anything
             // else (O7).
@@ -52,7 +52,7 @@ impl Member {
 
     /// The replica was in memory: abstain from the generation it was for.
     fn abstain_anew(&mut self) {
-        self.record.abstained = self.generation;
+        self.journal.record.abstained = self.generation;
         let abstaining = Some(self.persist(Claim::Abstained));
         self.enter(Phase::Syncing(Syncing {
             synced: None,
@@ -67,7 +67,7 @@ impl Member {
             self.event(MemberEvent::WaitingForOperator);
             return;
         }
-        let claim = self.record.claim;
+        let claim = self.journal.record.claim;
         let ours = |request| request == register.request;
         if register.owner != self.me {
             self.generation = generation;
@@ -185,9 +185,9 @@ impl Member {
 
     /// 0: a node says that it owns the VM alone. If that is news, there is nothing to resolve.
     pub(super) fn overruled_idle(&mut self, d: &Datagram) {
-        let known = match self.record.claim {
+        let known = match self.journal.record.claim {
             Claim::Arbitrating { ballot, .. } => ballot.expect,
-            _ => self.record.generation,
+            _ => self.journal.record.generation,
         };
         if d.generation > known.max(self.generation) {
             self.generation = d.generation;
@@ -201,10 +201,12 @@ impl Member {
         let state = self.state();
         let asking = self.inquiry.as_ref().is_some_and(|i| i.ballot().is_some());
         match (command, &self.phase) {
-            (Command::Create, Phase::Idle(_)) if self.record.claim == Claim::None => {
+            (Command::Create, Phase::Idle(_)) if self.journal.record.claim == Claim::None => {
                 self.claim(now, PriorRole::Solo, Generation(0), Mode::Solo, self.me);
             }
-            (Command::Join, Phase::Idle(_)) if self.record.claim == Claim::None && !asking => {
+            (Command::Join, Phase::Idle(_))
+                if self.journal.record.claim == Claim::None && !asking =>
+            {
                 self.persist(Claim::Syncing);
                 self.enter(Phase::Syncing(Syncing::default()));
             }
@@ -255,10 +257,15 @@ impl Member {
     fn override_with(&mut self, now: Instant, how: Option<Opening>) {
         self.event(MemberEvent::Critical(Critical::OverrideUsed));
         let expect = match self.config.arbitration {
-            Arbitration::Arbiter { .. } => self.record.seen.max(match self.record.claim {
-                Claim::Arbitrating { ballot, .. } => ballot.expect,
-                _ => Generation(0),
-            }),
+            Arbitration::Arbiter { .. } => {
+                self.journal
+                    .record
+                    .seen
+                    .max(match self.journal.record.claim {
+                        Claim::Arbitrating { ballot, .. } => ballot.expect,
+                        _ => Generation(0),
+                    })
+            }
             Arbitration::Fence | Arbitration::None { .. } => self.generation,
         };
         let asked = self.inquiry.take().filter(|i| {

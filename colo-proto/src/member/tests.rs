@@ -9,6 +9,8 @@ use crate::{
     time::Instant,
 };
 
+mod protected;
+
 const A: NodeId = NodeId(1);
 const B: NodeId = NodeId(2);
 const KEY: MacKey = MacKey([5; 16]);
@@ -35,6 +37,8 @@ struct Pair {
     a: Node,
     b: Node,
     register: Register,
+    /// Another register, which b is shown.
+    copy: Option<Register>,
     /// Whether the arbiter answers at once.
     arbiter: bool,
     /// Whether datagrams pass, from a and from b.
@@ -125,6 +129,7 @@ impl Pair {
             a: Node::new(A, 1, None, arbitrate(config(B)), now),
             b: Node::new(B, 2, None, arbitrate(config(A)), now),
             register: Register::default(),
+            copy: None,
             arbiter: true,
             links: (true, true),
         }
@@ -218,12 +223,16 @@ impl Pair {
                 if !self.arbiter {
                     continue;
                 }
+                let register = match &mut self.copy {
+                    Some(copy) if node.id == B => copy,
+                    _ => &mut self.register,
+                };
                 for ballot in core::mem::take(&mut node.ballots) {
-                    let verdict = self.register.cast(&ballot);
+                    let verdict = register.cast(&ballot);
                     node.member.handle_arbiter(now, ballot.request, verdict);
                 }
                 for request in core::mem::take(&mut node.reads) {
-                    let verdict = Verdict::Read(self.register);
+                    let verdict = register.read(request);
                     node.member.handle_arbiter(now, request, verdict);
                 }
             }

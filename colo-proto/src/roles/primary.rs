@@ -19,7 +19,7 @@ use crate::{
         Body, Captured, Deadline, Demand, GuestDone, GuestOp, GuestOpKind, Input, Machine, Notify,
         Output, ReplicationOp, TimerKind, Transmit,
     },
-    member::{BootId, Command as MemberCommand, Local, MemberOutput},
+    member::{BootId, Command as MemberCommand, Local, MemberOutput, Unprotected},
     mutation::bug,
     output::{News, Outlet, Serving, Shadowing},
     pairing::link::Item,
@@ -961,9 +961,13 @@ impl Machine for Primary {
     }
 
     fn status(&self) -> Status {
+        let armed = self.protection == Protection::Armed;
+        let unprotected = self.base.member.unprotected(self.base.now);
+        let unpaired = Unprotected::Unpaired(self.base.member.state());
         Status {
             role: Role::Primary,
-            protected: self.protection == Protection::Armed,
+            protected: armed && unprotected.is_none(),
+            unprotected: unprotected.or_else(|| (!armed).then_some(unpaired)),
             phase: match self.protection {
                 Protection::Arming(_) => "arranging ownership",
                 Protection::Severed => "settling ownership",

@@ -22,7 +22,7 @@ use crate::{
         Deadline, Demand, GuestDone, GuestOp, GuestOpKind, Input, Machine, Notify, Output,
         ReplicationOp, TimerKind, Transmit,
     },
-    member::{BootId, Command as MemberCommand, Local, MemberOutput, MemberState},
+    member::{BootId, Command as MemberCommand, Local, MemberOutput, MemberState, Unprotected},
     mutation::bug,
     output::{Outlet, Serving, Shadowing},
     pairing::link::Item,
@@ -867,13 +867,18 @@ impl Machine for Secondary {
     }
 
     fn status(&self) -> Status {
+        // Until its commit point a checkpoint leaves the one before untouched, and after it the one
+        // in hand is applied whatever happens.
+        let valid = self.receiver.has_replica() || self.receiver.loading();
+        let unprotected = self.base.member.unprotected(self.base.now);
+        let unpaired = Unprotected::Unpaired(self.base.member.state());
         Status {
             role: Role::Secondary,
-            protected: self.base.member.state() == MemberState::Secondary
-                && self.receiver.is_whole(),
+            protected: valid && unprotected.is_none(),
+            unprotected: unprotected.or_else(|| (!valid).then_some(unpaired)),
             mode: self.outlet.mode(),
             phase: self.receiver.name(),
-            replica_valid: self.receiver.has_replica(),
+            replica_valid: valid,
             ..self.base.status()
         }
     }

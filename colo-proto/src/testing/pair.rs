@@ -181,7 +181,7 @@ impl<G: Guest> Pair<G> {
                 self.input(at, Input::Arbiter(ballot.request, verdict))?;
             }
             Output::ReadArbiter(request) if reaches => {
-                let verdict = Verdict::Read(self.register);
+                let verdict = self.register.read(request);
                 self.input(at, Input::Arbiter(request, verdict))?;
             }
             Output::AskArbiter(Ballot { request, .. }) | Output::ReadArbiter(request) => {

@@ -27,8 +27,8 @@ pub const FEATURES: u32 = 0;
 
 /// Most memory slots in a hello.
 const SLOTS_MOST: u16 = 512;
-/// Most shape items in a hello.
-const SHAPE_MOST: u16 = 1024;
+/// Most shape items in a hello: those of a configuration, and the settings of its member.
+const SHAPE_MOST: u16 = 1024 + 64;
 
 /// One thing that must be the same on both hosts: a CPUID leaf, a device, a size.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -54,6 +54,12 @@ const EACH: Duration = Duration::from_secs(1);
 /// How long a hand-over may take at Ctrl-C before the daemon just ends.
 const FAREWELL: Duration = Duration::from_secs(3);
 
+/// How long the guest's side may make no progress before this host gives the VM away.
+const HANG: Duration = Duration::from_secs(5);
+
+/// How much longer it may while a checkpoint is taken, and a peer after that.
+const HANG_MORE: Duration = Duration::from_secs(3);
+
 /// Runs one host of a pair.
 pub(crate) fn run(args: &DaemonArgs, start: Start) -> Result<ExitCode, Failure> {
     if args.die_with_parent {
@@ -231,6 +237,8 @@ fn protocol(config: &Config, pair: &Pair, key: MacKey, vm: &Vm) -> Result<Protoc
         },
     };
     let beat = member.beat();
+    // Limits in order: silence, a hang, a hang in a checkpoint, a peer that does nothing.
+    let hang = detection.max(HANG);
     let members = MemberConfig::new(VmId(pair.id.0), NodeId(u64::from(3 - pair.node)), key)
         .paths(u8::try_from(pair.heartbeat.len())?)
         .arbitration(arbitration)
@@ -243,6 +251,8 @@ fn protocol(config: &Config, pair: &Pair, key: MacKey, vm: &Vm) -> Result<Protoc
         .arbiter_attempt((detection * 5 / 12).max(Duration::from_millis(50)))
         .arbiter_typical(detection - member.primary_silence() - beat)
         .stall(detection / 4)
+        .hang(hang)
+        .hang_in_checkpoint(hang + HANG_MORE)
         .penalty(detection);
     let protection = &config.protection;
     let shape = vm.shape();
@@ -262,6 +272,7 @@ fn protocol(config: &Config, pair: &Pair, key: MacKey, vm: &Vm) -> Result<Protoc
             .shortest(protection.shortest.0)
             .compare_timeout(protection.compare_timeout.0)
             .hold_bytes(usize::try_from(protection.hold_bytes.0)?)
+            .stall(hang + HANG_MORE * 2)
             .build()?,
     )
 }
@@ -270,9 +281,22 @@ fn protocol(config: &Config, pair: &Pair, key: MacKey, vm: &Vm) -> Result<Protoc
 fn shape_items(config: &Config, vm: &Vm) -> Vec<ShapeItem> {
     let vcpus = item("vcpus", vm.shape().vcpus);
     let disk = item("disk", config.disk.is_some());
+    // It may be longer than an item.
+    let cmdline = item("vm.cmdline", text_digest(&config.vm.cmdline));
     let net = network(&config.net);
-    let items = [vcpus, disk].into_iter().chain(net);
+    let items = [vcpus, disk, cmdline].into_iter().chain(net);
     items.chain(processor(vm)).collect()
+}
+
+/// A text in a few characters: as it is if it is short, else its length and a sum.
+fn text_digest(text: &str) -> String {
+    if text.len() <= 200 {
+        return format!("{text:?}");
+    }
+    let sum = text.bytes().fold(0xcbf2_9ce4_8422_2325, |sum: u64, byte| {
+        (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{} bytes, sum {sum:016x}", text.len())
 }
 
 /// The network card, one thing an item: a host that differs is told in which, by its key.

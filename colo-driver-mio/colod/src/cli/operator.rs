@@ -196,6 +196,7 @@ fn status(name: &str, snapshot: &Snapshot) -> Value {
         "vm": name,
         "role": role,
         "protected": status.protected,
+        "unprotected-reason": status.unprotected.map(|why| why.to_string()),
         "mode": mode_name(status.mode),
         "phase": status.phase,
         "epoch": status.epoch.0,

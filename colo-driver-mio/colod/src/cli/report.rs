@@ -140,6 +140,9 @@ fn tell_event(event: &Event) -> Told {
             Info,
             json!({ "mode": mode_name(*mode), "epoch": epoch.0 }),
         ),
+        Event::AtRisk(Some(why)) => Told::new("AT_RISK", Warn, json!({ "why": why.to_string() })),
+        Event::AtRisk(None) => Told::new("RISK_OVER", Info, json!({})),
+        Event::GuestHangs(op) => Told::new("GUEST_HANGS", Error, json!({ "operation": word(op) })),
         Event::Checkpointed {
             epoch,
             why,
@@ -246,6 +249,10 @@ fn tell_member(event: &MemberEvent) -> Told {
             warn("REPLICA_NOT_CLEAN", json!({ "epoch": epoch.0 }))
         }
         MemberEvent::Hang => warn("HANG", json!({})),
+        MemberEvent::SettingsDiffer => warn(
+            "SETTINGS_DIFFER",
+            json!({ "what": "member or arbiter settings; the host that is refused says which" }),
+        ),
         MemberEvent::WaitingForOperator => warn("WAITING_FOR_OPERATOR", json!({})),
         MemberEvent::RecordForeign => warn("RECORD_FOREIGN", json!({})),
         MemberEvent::Refused { command, state } => warn(
