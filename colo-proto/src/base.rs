@@ -75,6 +75,8 @@ pub(crate) struct Base {
 pub(crate) struct Waiting {
     pub(crate) id: CommandId,
     pub(crate) until: Until,
+    /// When whoever waits is told that it has not happened.
+    limit: Instant,
 }
 
 /// What answers a waiting command.
@@ -223,6 +225,18 @@ impl Base {
         }
     }
 
+    /// No command waits for ever, whatever it waits for.
+    fn end_waiting(&mut self) {
+        let now = self.now;
+        for waiting in core::mem::take(&mut self.waiting) {
+            if now < waiting.limit {
+                self.waiting.push(waiting);
+            } else {
+                self.refuse(waiting.id, Refusal::TookTooLong);
+            }
+        }
+    }
+
     /// Says once why a failure would not be survived, if that lasts.
     fn watch_risk(&mut self) {
         let why = self
@@ -266,7 +280,8 @@ impl Base {
         if self.waiting.len() >= WAITING_MOST {
             return self.refuse(id, Refusal::InProgress);
         }
-        self.waiting.push(Waiting { id, until });
+        let limit = self.now + self.config.stall * 3;
+        self.waiting.push(Waiting { id, until, limit });
     }
 
     /// Answers every command that waited for this.
@@ -446,6 +461,7 @@ impl Base {
                 self.watch_guest();
                 self.member.handle_timeout(self.now);
                 self.watch_risk();
+                self.end_waiting();
                 self.end_draining();
                 Ok(Some(Input::Timeout))
             }
@@ -510,6 +526,10 @@ impl Base {
                 match event {
                     MemberEvent::Refused { command, state } => {
                         self.member_refused(command, state);
+                    }
+                    MemberEvent::NotHandedOver(why) => {
+                        let refused = Answer::Refused(Refusal::AtRisk(why));
+                        self.answer_waiting(Until::HandedOver, refused);
                     }
                     // The owner was first, and the pair goes on.
                     MemberEvent::State {

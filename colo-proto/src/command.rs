@@ -3,7 +3,11 @@
 
 use core::time::Duration;
 
-use crate::{id::Role, member::MemberState, status::Mode};
+use crate::{
+    id::Role,
+    member::{MemberState, Unprotected},
+    status::Mode,
+};
 
 /// The driver's number for one command; the answer carries it back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -106,6 +110,12 @@ pub enum Refusal {
     /// An operator has stopped the guest.
     #[error("the guest is stopped here and would run there; continue it first")]
     Stopped,
+    /// The other host could not take the VM now; it stays here.
+    #[error("not handed over, {0}; the VM stays here")]
+    AtRisk(Unprotected),
+    /// It has not happened in time, and may happen yet.
+    #[error("it has not happened in time and may happen yet; look at the status")]
+    TookTooLong,
     /// A later command wants the opposite.
     #[error("a later command wants the opposite")]
     Countermanded,

@@ -217,6 +217,7 @@ impl Member {
         self.witness.answered(now);
         if matches!(verdict, Verdict::Read(_)) {
             self.witness.read(now, request, register.mark);
+            self.note_read(request);
         }
         if self.is_grant_of_peer(&register) {
             self.witness.met(now);
@@ -239,6 +240,8 @@ impl Member {
             self.inquiry = None;
         }
         self.learn(now, register);
+        self.say_prepared(now);
+        self.yield_if_prepared(now);
     }
 
     /// Fencing was tried.
@@ -284,7 +287,7 @@ impl Member {
             return;
         }
         if now >= self.witness.next && self.inquiry.is_none() {
-            self.read_register(now);
+            let _mark = self.read_register(now);
         }
         let silence = self.config.witness_silence;
         if now.since(self.witness.heard) >= silence && now.since(self.witness.alarm) >= silence {
@@ -293,7 +296,7 @@ impl Member {
         }
     }
 
-    pub(super) fn read_register(&mut self, now: Instant) {
+    pub(super) fn read_register(&mut self, now: Instant) -> RequestId {
         self.witness.next = now + self.probe_period();
         let request = RequestId(self.random());
         self.inquiry = Some(Inquiry {
@@ -302,6 +305,7 @@ impl Member {
             backoff: BACKOFF.0,
         });
         self.pump_inquiry(now);
+        request
     }
 
     /// Whether the register holds the pairing that this node is in, which the owner wrote.

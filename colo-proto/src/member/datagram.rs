@@ -65,11 +65,15 @@ pub enum Control {
     SoloNotice,
     /// The sender asks the arbiter.
     Arbitrating,
+    /// The owner wants to yield: write record and arbiter afresh, for the question in `ack`.
+    Prepare,
+    /// The partner did.
+    Prepared,
 }
 
 impl Control {
     /// Every code, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Hello,
         Self::DualStart,
         Self::DualAck,
@@ -78,6 +82,8 @@ impl Control {
         Self::DropRequest,
         Self::SoloNotice,
         Self::Arbitrating,
+        Self::Prepare,
+        Self::Prepared,
     ];
 }
 
@@ -174,7 +180,7 @@ pub struct Datagram {
     pub generation: Generation,
     /// Grows with every round of the sender; the copies on all paths share it.
     pub seq: u64,
-    /// Ack: the number acknowledged. Otherwise the highest own number known to be acknowledged.
+    /// Ack: the number acknowledged; prepare and prepared: the question. Otherwise the highest own number known to be acknowledged.
     pub ack: u64,
     /// The sender's process instance.
     pub boot: BootId,

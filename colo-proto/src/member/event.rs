@@ -3,7 +3,7 @@
 use core::time::Duration;
 
 use super::{
-    Ballot, BootId, Health, MemberState, PathId, PersistId, Record, RequestId,
+    Ballot, BootId, Health, MemberState, PathId, PersistId, Record, RequestId, Unprotected,
     datagram::DATAGRAM_SIZE,
 };
 use crate::{
@@ -182,7 +182,7 @@ pub enum MemberEvent {
     /// A path works again.
     PathUp(PathId),
     /// The primary does not hear our acknowledgements.
-    PeerDeaf,
+    NotHeard,
     /// The arbiter does not answer; repeated every T_wit.
     ArbiterSilent,
     /// The arbiter showed an older register than it once did. Its answer was ignored; the operator
@@ -217,6 +217,8 @@ pub enum MemberEvent {
         /// The state.
         state: MemberState,
     },
+    /// The VM was not offered to the partner, as an operator wanted: it could not take it.
+    NotHandedOver(Unprotected),
     /// This must never happen, or must be known by a human.
     Critical(Critical),
 }

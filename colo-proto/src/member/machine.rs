@@ -500,6 +500,7 @@ impl Member {
             self.send(now, Kind::Heartbeat, seq, acked);
         }
         self.send_control(now);
+        self.say_prepare(now);
     }
 
     /// The control of the state, if its write is durable (O5).
@@ -513,8 +514,12 @@ impl Member {
     }
 
     pub(super) fn say(&mut self, now: Instant, control: Control) {
+        self.say_about(now, control, 0);
+    }
+
+    pub(super) fn say_about(&mut self, now: Instant, control: Control, what: u64) {
         self.seq += 1;
-        self.send(now, Kind::Control(control), self.seq, 0);
+        self.send(now, Kind::Control(control), self.seq, what);
     }
 
     /// Sends on every path.

@@ -31,6 +31,7 @@ mod config;
 mod datagram;
 mod event;
 mod fenced;
+mod handover;
 mod journal;
 mod lease;
 mod mac;

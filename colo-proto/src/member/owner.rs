@@ -126,7 +126,10 @@ impl Member {
         let Phase::Dual(pair) = &self.phase else {
             return;
         };
-        let pair = pair.clone();
+        let pair = Pair {
+            handover: None,
+            ..pair.clone()
+        };
         self.enter(Phase::PrimaryArbitrating(pair));
         if broken!(self, OpenUnasked) {
             self.gate = Instant::END;
@@ -332,6 +335,7 @@ impl Member {
             health: Health::Ok,
             starting,
             dropping: false,
+            handover: None,
         }));
     }
 
@@ -344,7 +348,7 @@ impl Member {
             Phase::Solo(_) if self.has_arbiter() => {
                 let asking = self.inquiry.is_some();
                 if d.generation > self.generation && !asking {
-                    self.read_register(now);
+                    let _mark = self.read_register(now);
                 }
             }
             Phase::Solo(_) if d.generation >= self.generation => {
@@ -379,6 +383,10 @@ impl Member {
             self.give_away(now);
             return;
         }
+        self.yield_if_prepared(now);
+        let Phase::Dual(_) = &self.phase else {
+            return;
+        };
         let nominate = self.config.witness_loss == WitnessLoss::NominatePrimary
             && self.has_arbiter()
             && !self.sees_arbiter(now);
@@ -416,5 +424,8 @@ impl Member {
         };
         self.may_ask()
             .then(|| pair.last_ack + self.config.primary_silence + self.penalty())
+            .into_iter()
+            .chain(self.handover_deadline())
+            .min()
     }
 }

@@ -20,6 +20,8 @@ impl Member {
             Control::DropRequest => self.drop_request(now, d),
             Control::SoloNotice => self.solo_notice(now, d),
             Control::Arbitrating => {}
+            Control::Prepare => self.prepare(now, d),
+            Control::Prepared => self.prepared(now, d),
         }
     }
 
@@ -28,14 +30,14 @@ impl Member {
     pub(super) fn heartbeat(&mut self, now: Instant, d: &Datagram) {
         let fit = self.health != Health::Fatal && !self.is_hanging();
         let ours = d.generation == self.generation && d.peer_boot == self.boot;
-        let deaf_after = self.config.primary_silence;
+        let unheard_after = self.config.primary_silence;
         let after_ballot = broken!(self, AckAfterBallot);
         let durable = match &self.phase {
             Phase::Secondary(w) => self.is_durable(w.after),
             Phase::SecondaryArbitrating(_) => after_ballot,
             _ => false,
         };
-        let mut deaf = false;
+        let mut unheard = false;
         match &mut self.phase {
             Phase::Secondary(w) if ours && d.boot == w.owner => {
                 if d.seq > w.seq {
@@ -44,9 +46,9 @@ impl Member {
                 }
                 if d.ack > w.heard.0 || d.ack == 0 {
                     w.heard = (d.ack, now);
-                    w.deaf = false;
-                } else if now.since(w.heard.1) >= deaf_after {
-                    deaf = !core::mem::replace(&mut w.deaf, true);
+                    w.unheard = false;
+                } else if now.since(w.heard.1) >= unheard_after {
+                    unheard = !core::mem::replace(&mut w.unheard, true);
                 }
                 if durable && fit {
                     // Before it leaves: the lease it gives must be counted from no earlier.
@@ -56,8 +58,8 @@ impl Member {
             Phase::SecondaryArbitrating(_) if ours => {}
             _ => return,
         }
-        if deaf {
-            self.event(MemberEvent::PeerDeaf);
+        if unheard {
+            self.event(MemberEvent::NotHeard);
         }
         if durable && fit {
             let seq = self.next_seq();
@@ -103,11 +105,12 @@ impl Member {
             seq,
             after,
             heard: (0, now),
-            deaf: false,
+            unheard: false,
+            fresh: None,
         }));
         // Whether this host could take over is known only when the register was seen to say so.
         if self.has_arbiter() {
-            self.read_register(now);
+            let _mark = self.read_register(now);
         }
     }
 
@@ -122,6 +125,8 @@ impl Member {
 
     /// Says what waited for write `id`, and for nothing after it (O5).
     pub(super) fn speak_if_durable(&mut self, now: Instant, id: PersistId) {
+        self.say_prepared(now);
+        self.yield_if_prepared(now);
         match &self.phase {
             Phase::Secondary(w) if self.is_durable(w.after) && w.after <= id => {
                 self.say(now, Control::DualAck);
@@ -292,6 +297,7 @@ impl Member {
             self.enter(Phase::Secondary(Watch {
                 last_heartbeat: now,
                 after,
+                fresh: None,
                 ..bid.watch
             }));
             if !bid.capable {
@@ -392,7 +398,9 @@ impl Member {
             Phase::Secondary(_) | Phase::SecondaryArbitrating(_) if newer => self.discard(d),
             // A VM that served alone is not thrown away without an operator.
             Phase::Fenced(f) if newer && f.was != PriorRole::Solo => self.discard(d),
-            Phase::TakeoverWait(_) if newer => self.read_register(now),
+            Phase::TakeoverWait(_) if newer => {
+                let _mark = self.read_register(now);
+            }
             Phase::Dual(_) | Phase::PrimaryArbitrating(_) | Phase::Solo(_) => {
                 self.overruled_owner(now, d);
             }

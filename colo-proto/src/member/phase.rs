@@ -1,7 +1,10 @@
 //! What each state knows, and nothing more.
 
 use super::{
-    BootId, Flags, Health, MemberState, PersistId, PriorRole, datagram::Control, lease::Lease,
+    BootId, Flags, Health, MemberState, PersistId, PriorRole,
+    datagram::Control,
+    handover::{Fresh, Handover},
+    lease::Lease,
 };
 use crate::{
     id::{Epoch, Generation},
@@ -50,7 +53,9 @@ pub(super) struct Watch {
     /// What the owner last said it heard of us, and since when it says so.
     pub(super) heard: (u64, Instant),
     /// That was too long ago.
-    pub(super) deaf: bool,
+    pub(super) unheard: bool,
+    /// What was written afresh because the owner wants to yield.
+    pub(super) fresh: Option<Fresh>,
 }
 
 /// 3 and 5: owner under leases.
@@ -65,6 +70,8 @@ pub(super) struct Pair {
     pub(super) starting: Option<PersistId>,
     /// The partner is to abstain.
     pub(super) dropping: bool,
+    /// An operator wants the partner to have the VM.
+    pub(super) handover: Option<Handover>,
 }
 
 /// 4: owner alone.

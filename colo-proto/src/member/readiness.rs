@@ -83,7 +83,7 @@ impl Member {
     }
 
     /// What the peer says that it lacks.
-    fn peer_unready(&self, now: Instant) -> Option<Unready> {
+    pub(super) fn peer_unready(&self, now: Instant) -> Option<Unready> {
         let owner = matches!(self.phase, Phase::Dual(_));
         let flags = self.peer.flags;
         if now.since(self.peer.heard) >= self.config.primary_silence {

@@ -227,8 +227,10 @@ impl Member {
             }
             // That is what it does.
             (Command::FailOver, Phase::SecondaryArbitrating(_) | Phase::TakeoverWait(_)) => {}
-            (Command::Yield, Phase::Dual(pair)) if self.partner_can_take_over(pair) => {
-                self.give_away(now);
+            (Command::Yield, Phase::Dual(pair)) => {
+                if pair.handover.is_none() {
+                    self.prepare_yield(now);
+                }
             }
             (Command::Detach, Phase::Secondary(_)) => self.abstain(now),
             (Command::Detach, Phase::Dual(_) | Phase::PrimaryArbitrating(_) | Phase::Solo(_)) => {

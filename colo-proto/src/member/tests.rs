@@ -39,6 +39,8 @@ struct Pair {
     register: Register,
     /// Another register, which b is shown.
     copy: Option<Register>,
+    /// Whether b reaches the arbiter.
+    b_asks: bool,
     /// Whether the arbiter answers at once.
     arbiter: bool,
     /// Whether datagrams pass, from a and from b.
@@ -130,6 +132,7 @@ impl Pair {
             b: Node::new(B, 2, None, arbitrate(config(A)), now),
             register: Register::default(),
             copy: None,
+            b_asks: true,
             arbiter: true,
             links: (true, true),
         }
@@ -220,7 +223,7 @@ impl Pair {
                 self.a.member.handle_datagram(now, path, &d.encode(KEY, B));
             }
             for node in [&mut self.a, &mut self.b] {
-                if !self.arbiter {
+                if !self.arbiter || node.id == B && !self.b_asks {
                     continue;
                 }
                 let register = match &mut self.copy {
@@ -444,9 +447,13 @@ fn nothing_is_promised_or_asked_before_the_disk_has_it() {
 fn a_yield_shuts_the_gate_first() {
     let mut pair = Pair::dual();
     pair.a.local(pair.now, Local::Operator(Command::Yield));
+    pair.run(ms(0));
     let at = |wanted: &dyn Fn(&MemberOutput) -> bool| pair.a.log.iter().position(wanted);
     let shut = at(&|o| *o == MemberOutput::Gate(None)).unwrap();
-    let persist = at(&|o| matches!(o, MemberOutput::Persist { .. })).unwrap();
+    let persist = at(
+        &|o| matches!(o, MemberOutput::Persist { record, .. } if record.claim == Claim::Yielded),
+    )
+    .unwrap();
     assert!(shut < persist);
     pair.settle();
     assert_eq!(pair.b.member.state(), MemberState::TakeoverWait);

@@ -235,7 +235,7 @@ fn tell_member(event: &MemberEvent) -> Told {
         MemberEvent::Stalled(time) => warn("STALLED", json!({ "ms": millis(*time) })),
         MemberEvent::PathDown(path) => warn("PATH_DOWN", json!({ "path": path.0 })),
         MemberEvent::PathUp(path) => Told::new("PATH_UP", Info, json!({ "path": path.0 })),
-        MemberEvent::PeerDeaf => warn("PEER_DEAF", json!({})),
+        MemberEvent::NotHeard => warn("NOT_HEARD", json!({})),
         MemberEvent::ArbiterSilent => warn("ARBITER_SILENT", json!({})),
         MemberEvent::ArbiterWentBack { got, known } => warn(
             "ARBITER_WENT_BACK",

@@ -158,3 +158,32 @@ fn settings_that_each_node_has_for_itself_may_differ() {
     pair.run(ms(500));
     assert_eq!(both(&pair), (None, None));
 }
+
+#[test]
+fn a_handover_into_the_void_is_refused_while_the_owner_still_serves() {
+    type Break = fn(&mut Pair);
+    let breaks: [(Break, Unprotected); 4] = [
+        (|p| p.arbiter = false, Unprotected::Here(Unready::Arbiter)),
+        (|p| p.a.disk = false, Unprotected::Here(Unready::Record)),
+        (|p| p.b.disk = false, Unprotected::There(Unready::Record)),
+        (|p| p.b_asks = false, Unprotected::There(Unready::Arbiter)),
+    ];
+    for (what, why) in breaks {
+        let mut pair = Pair::dual();
+        // Nobody has noticed yet.
+        what(&mut pair);
+        pair.a.local(pair.now, Local::Operator(Command::Yield));
+        pair.run(ms(6_000));
+        assert_eq!(
+            pair.states(),
+            (MemberState::PrimaryDual, MemberState::Secondary),
+            "{why}"
+        );
+        assert!(pair.a.member.permit(pair.now).is_some(), "{why}");
+        assert!(
+            pair.a.events().contains(&MemberEvent::NotHandedOver(why)),
+            "{why}: {:?}",
+            pair.a.events()
+        );
+    }
+}
