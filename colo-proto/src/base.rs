@@ -55,6 +55,8 @@ pub(crate) struct Base {
     /// When the operation in progress on the guest's side was begun, and whether it hangs.
     begun: Instant,
     hangs: bool,
+    /// The guest here has been something: it cannot be booted any more, only gone on with.
+    pub(crate) used: bool,
     /// Why a failure would not be survived though both hosts are in step, since when, and whether
     /// that was said.
     risk: Option<(Unprotected, Instant, bool)>,
@@ -125,6 +127,7 @@ impl Base {
             health: Health::Ok,
             begun: now,
             hangs: false,
+            used: false,
             risk: None,
             fenced: false,
             drain_until: None,
@@ -325,6 +328,7 @@ impl Base {
         }
         let op = self.guest_ops.poll(should_run)?;
         self.begun = self.now;
+        self.used |= matches!(op, GuestOp::Resume | GuestOp::CommitRam { .. });
         Some(Output::Guest(op))
     }
 
@@ -574,7 +578,7 @@ impl Base {
                 self.failover.withdraw();
                 Until::Alone
             }
-            MemberCommand::Detach => Until::Alone,
+            MemberCommand::Detach | MemberCommand::Override => Until::Alone,
             MemberCommand::Yield => Until::HandedOver,
             _ => return,
         };

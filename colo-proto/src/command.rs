@@ -30,6 +30,9 @@ pub enum Command {
     Detach,
     /// Take a secondary, or seek a primary, again after [`Detach`](Self::Detach).
     Attach,
+    /// Serve whatever the arbiter says, from what this host has: its memory, or else its disk. The
+    /// operator vouches that the other host is off; **if it serves, both do**.
+    Override,
     /// `migrate-set-parameters x-checkpoint-delay`: the longest interval between checkpoints.
     /// Unlike QEMU's it does not force a checkpoint (spec qemu D9).
     CheckpointDelay(Duration),

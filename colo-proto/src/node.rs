@@ -7,7 +7,7 @@ use crate::{
     error::Misuse,
     id::Channel,
     machine::{Deadline, Demand, Input, Machine, Output, Transmit},
-    member::{BootId, Command, Local, Member, Record},
+    member::{BootId, Command, Local, Member, MemberState, Record},
     ownership::External,
     primary::Primary,
     secondary::Secondary,
@@ -20,9 +20,10 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Start {
     /// This host has the VM: it boots it and serves, unless the record or the arbiter know of
-    /// another owner.
+    /// another owner, whom it names then.
     Primary,
-    /// This host joins whoever has the VM.
+    /// This host joins whoever has the VM. If nobody has, and the register names it as the last
+    /// owner, it boots the VM where its settings let it do so by itself.
     Secondary,
 }
 
@@ -51,8 +52,11 @@ impl Node {
         entropy: u64,
         now: Instant,
     ) -> Self {
+        // The operator's word is as good as leave to boot without one.
+        let own = config.member.clone();
+        let may_boot = own.boots_by_itself() || start == Start::Primary;
         let member = Member::start(
-            config.member.clone(),
+            own.autostart(may_boot),
             config.node,
             boot,
             record,
@@ -61,10 +65,15 @@ impl Node {
         );
         let base = Base::new(config, boot, member, now);
         let mut secondary = Secondary::first(base);
-        secondary.base.local(Local::Operator(match start {
-            Start::Primary => Command::Create,
-            Start::Secondary => Command::Join,
-        }));
+        let promised = secondary.base.member.state() != MemberState::Idle;
+        let wants = match start {
+            Start::Primary => Some(Command::Create),
+            // A host that has something to give back or to give up does that first.
+            Start::Secondary => (!promised).then_some(Command::Join),
+        };
+        if let Some(command) = wants {
+            secondary.base.local(Local::Operator(command));
+        }
         secondary.start();
         let mut node = Self(Role::Secondary(alloc::boxed::Box::new(secondary)));
         node.change();

@@ -133,6 +133,7 @@ impl Machine for Pinger {
     fn status(&self) -> Status {
         Status {
             role: self.role,
+            unprotected: None,
             protected: false,
             colo_mode: ColoMode::None,
             last_mode: ColoMode::None,

@@ -183,6 +183,7 @@ mod tests {
             mode: Mode::Dual,
             owner: NodeId(caller),
             partner: NodeId(3 - caller),
+            force: false,
         }
     }
 

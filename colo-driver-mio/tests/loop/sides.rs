@@ -107,6 +107,7 @@ fn the_file_arbiter_and_the_record_answer_through_the_loop() {
         mode: Mode::Solo,
         owner: NodeId(1),
         partner: NodeId(0),
+        force: false,
     };
     let mine = Record {
         generation: Generation(1),

@@ -82,6 +82,7 @@ impl Member {
             mode,
             owner,
             partner,
+            force: false,
         };
         let after = self.persist(Claim::Arbitrating { ballot, from });
         self.cast(now, ballot, from, after);

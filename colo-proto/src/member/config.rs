@@ -56,6 +56,7 @@ pub struct MemberConfig {
     pub(super) arbitration: Arbitration,
     pub(super) arbiter_id: u64,
     pub(super) witness_loss: WitnessLoss,
+    pub(super) autostart: bool,
     pub(super) interval: Duration,
     pub(super) lease: Duration,
     pub(super) rtt_max: Duration,
@@ -152,6 +153,7 @@ impl MemberConfig {
             },
             arbiter_id: 0,
             witness_loss: WitnessLoss::Hold,
+            autostart: true,
             interval: Duration::from_millis(100),
             lease: Duration::from_millis(600),
             rtt_max: Duration::from_millis(100),
@@ -195,6 +197,9 @@ impl MemberConfig {
         arbiter_id: u64;
         /// What to do when the arbiter is silent.
         witness_loss: WitnessLoss;
+        /// Whether this node boots the VM from its disk by itself, when nobody serves and the
+        /// register names it as the last that did. Otherwise it says so and waits for an operator.
+        autostart: bool;
         /// I: time between heartbeats; 100 ms.
         interval: Duration;
         /// L: how long one acknowledged heartbeat keeps the gate open; 600 ms.
@@ -234,6 +239,12 @@ impl MemberConfig {
     pub fn wait(&self) -> Duration {
         let drift = self.lease.saturating_mul(self.drift_ppm).saturating_mul(2) / 1_000_000;
         self.lease.saturating_add(drift).saturating_add(self.margin)
+    }
+
+    /// Whether this node boots the VM without an operator's word.
+    #[must_use]
+    pub const fn boots_by_itself(&self) -> bool {
+        self.autostart
     }
 
     /// How long an operation of the guest's side may take before this host counts as hanging.

@@ -3,7 +3,7 @@
 use core::time::Duration;
 
 use super::{
-    Ballot, BootId, Health, MemberState, PathId, PersistId, Record, RequestId, Unprotected,
+    Ballot, BootId, Health, MemberState, NodeId, PathId, PersistId, Record, RequestId, Unprotected,
     datagram::DATAGRAM_SIZE,
 };
 use crate::{
@@ -82,7 +82,8 @@ pub enum Local {
 /// Operator commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Command {
-    /// First node ever: create the register and boot the VM.
+    /// First node ever: create the register and boot the VM. On a node that is loading, or has
+    /// nothing: boot it if the register is empty or names this node as the last owner.
     Create,
     /// Be the partner of whoever owns the VM.
     Join,
@@ -92,7 +93,8 @@ pub enum Command {
     Yield,
     /// Split the pair; the primary goes on alone.
     Detach,
-    /// Act as if granted. The operator vouches that the peer is off; nothing else does.
+    /// Act as if granted, and boot from the disk where there is nothing else. The operator vouches
+    /// that the peer is off and that this node's state is the one to go on with; nothing else does.
     Override,
 }
 
@@ -206,6 +208,14 @@ pub enum MemberEvent {
     ReplicaNotClean(Epoch),
     /// The main loop made no progress for T_hang.
     Hang,
+    /// Nobody serves, and this node may not boot the VM by itself: either its operator must say so,
+    /// or another node served last.
+    NobodyServes {
+        /// The node that the register names as the last owner.
+        last: NodeId,
+        /// In this generation.
+        generation: Generation,
+    },
     /// There is no register yet; `Create` makes it.
     WaitingForOperator,
     /// The record is of another VM or node; it was not used.

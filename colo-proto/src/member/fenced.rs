@@ -54,9 +54,7 @@ impl Member {
                 (PriorRole::DualOwner, true) => {
                     self.become_solo(register.generation, Opening::Resume);
                 }
-                (PriorRole::DualOwner, false) => {
-                    self.become_solo(register.generation, Opening::ColdBoot);
-                }
+                (PriorRole::DualOwner, false) => self.boot_from_disk(register.generation),
                 (PriorRole::DualPartner, true) => {
                     self.generation = register.generation;
                     self.persist(Claim::Granted);
@@ -76,6 +74,9 @@ impl Member {
             if offered || asked {
                 self.persist(Claim::Stale);
             }
+            if register.is_solo_of(self.config.peer) && !self.peer_lives(now) {
+                self.nobody_serves(register.owner, register.generation);
+            }
         }
     }
 
@@ -90,13 +91,16 @@ impl Member {
         let Some((since, after)) = fenced.yielding else {
             return;
         };
-        let expect = fenced.of;
+        let (expect, intact) = (fenced.of, fenced.intact);
         if now.since(since) >= silence
             && well
             && self.has_arbiter()
             && self.is_durable(after)
             && self.inquiry.as_ref().is_none_or(|i| i.ballot().is_none())
         {
+            if !intact && !self.config.autostart {
+                return self.nobody_serves(self.me, expect);
+            }
             if let Phase::Fenced(fenced) = &mut self.phase {
                 fenced.yielding = None;
             }

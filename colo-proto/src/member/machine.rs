@@ -61,6 +61,11 @@ pub struct Member {
     next_round: Instant,
     outputs: VecDeque<MemberOutput>,
     counters: MemberCounters,
+    /// When this process started, and whether its operator wants it to serve.
+    pub(super) started: Instant,
+    pub(super) create: bool,
+    /// What was last said of a VM that nobody serves.
+    pub(super) nobody: Option<(NodeId, Generation)>,
     /// The instance of the peer that was found to have other settings.
     differs: Option<BootId>,
     #[cfg(feature = "mutations")]
@@ -157,6 +162,9 @@ impl Member {
             next_round: now,
             outputs: VecDeque::new(),
             counters: MemberCounters::default(),
+            started: now,
+            create: false,
+            nobody: None,
             differs: None,
             #[cfg(feature = "mutations")]
             mutation: None,

@@ -88,13 +88,13 @@ impl Member {
         if self.has_arbiter() {
             match asked {
                 Some(inquiry) => self.inquiry = Some(inquiry),
-                None => self.tell_arbiter(now, expect),
+                None => self.tell_arbiter(now, expect, false),
             }
         }
     }
 
     /// Puts a solo ownership that was won without the arbiter into its register.
-    pub(super) fn tell_arbiter(&mut self, now: Instant, expect: Generation) {
+    pub(super) fn tell_arbiter(&mut self, now: Instant, expect: Generation, force: bool) {
         let ballot = Ballot {
             request: RequestId(self.random()),
             caller: self.me,
@@ -102,6 +102,7 @@ impl Member {
             mode: Mode::Solo,
             owner: self.me,
             partner: NodeId(0),
+            force,
         };
         let after = self.last_write();
         self.cast(now, ballot, PriorRole::Solo, after);

@@ -50,6 +50,8 @@ pub struct Ballot {
     pub owner: NodeId,
     /// The partner in dual mode, else zero.
     pub partner: NodeId,
+    /// An operator vouches that the owner is off: the caller need not be entitled.
+    pub force: bool,
 }
 
 /// The arbiter's answer.
@@ -72,7 +74,8 @@ impl Register {
         if self.generation != Generation(0) && self.request == ballot.request {
             return Verdict::Granted(*self);
         }
-        let entitled = self.generation == Generation(0)
+        let entitled = ballot.force
+            || self.generation == Generation(0)
             || self.owner == ballot.caller
             || (self.mode == Some(Mode::Dual) && self.partner == ballot.caller);
         if self.generation != ballot.expect || !entitled {
@@ -286,6 +289,7 @@ impl Record {
             w.u64(ballot.request.0).u64(ballot.caller.0);
             w.u64(ballot.expect.0).u64(mode_code(Some(ballot.mode)));
             w.u64(ballot.owner.0).u64(ballot.partner.0);
+            w.u64(u64::from(ballot.force));
         }
         seal(&mut out);
         out
@@ -330,6 +334,7 @@ impl Record {
                     mode,
                     owner: NodeId(r.u64()),
                     partner: NodeId(r.u64()),
+                    force: r.u64() != 0,
                 };
                 Claim::Arbitrating { ballot, from }
             }
@@ -464,6 +469,7 @@ mod tests {
             mode,
             owner: caller,
             partner: if mode == Mode::Dual { B } else { NodeId(0) },
+            force: false,
         }
     }
 
@@ -498,6 +504,23 @@ mod tests {
         };
         assert!(matches!(register.cast(&back), Verdict::Granted(_)));
         assert!(register.is_solo_of(B));
+    }
+
+    #[test]
+    fn an_operator_may_take_the_register_from_an_owner_that_is_off_and_once() {
+        let mut register = Register::default();
+        register.cast(&ballot(A, 0, Mode::Solo, 1));
+        let forced = Ballot {
+            force: true,
+            ..ballot(B, 1, Mode::Solo, 2)
+        };
+        assert!(matches!(register.cast(&forced), Verdict::Granted(_)));
+        assert!(register.is_solo_of(B));
+        let late = Ballot {
+            force: true,
+            ..ballot(A, 1, Mode::Solo, 3)
+        };
+        assert!(matches!(register.cast(&late), Verdict::Denied(_)));
     }
 
     #[test]

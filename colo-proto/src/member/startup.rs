@@ -3,7 +3,7 @@
 
 use super::{
     Arbitration, Claim, Command, Critical, Datagram, Flags, Health, Member, MemberEvent,
-    MemberState, Mode, PriorRole, Register,
+    MemberOutput, MemberState, Mode, NodeId, PriorRole, Register,
     phase::{Fenced, Idle, Opening, Phase, Syncing},
 };
 use crate::{id::Generation, time::Instant};
@@ -21,6 +21,11 @@ impl Member {
                 self.cast(now, ballot, from, after);
             }
             Claim::Solo | Claim::Granted if arbiter => {}
+            Claim::Solo
+            | Claim::Arbitrating {
+                from: PriorRole::Solo,
+                ..
+            } if !self.config.autostart => self.nobody_serves(self.me, self.generation),
             Claim::Solo
             | Claim::Arbitrating {
                 from: PriorRole::Solo,
@@ -104,7 +109,7 @@ impl Member {
             Claim::Arbitrating {
                 from: PriorRole::Solo,
                 ballot,
-            } if solo && ours(ballot.request) => self.become_solo(generation, Opening::ColdBoot),
+            } if solo && ours(ballot.request) => self.boot_from_disk(generation),
             Claim::Arbitrating {
                 from: PriorRole::DualPartner,
                 ..
@@ -136,6 +141,9 @@ impl Member {
 
     /// Asks for a generation to boot from the disk in.
     fn ask_to_boot(&mut self, now: Instant) {
+        if !self.config.autostart {
+            return self.nobody_serves(self.me, self.generation);
+        }
         let expect = self.generation;
         self.claim(now, PriorRole::Solo, expect, Mode::Solo, self.me);
     }
@@ -163,24 +171,86 @@ impl Member {
             self.phase = Phase::Idle(Idle::default());
             self.hand_back(now, PriorRole::DualOwner);
         } else if now >= until {
-            self.become_solo(self.generation, Opening::ColdBoot);
+            self.boot_from_disk(self.generation);
         }
     }
 
-    /// 1: the register names us, but there is nothing here to serve with. A fenced peer may still
-    /// have the VM, or the disk.
-    pub(super) fn learn_syncing(&mut self, now: Instant, register: Register) {
-        if !register.is_solo_of(self.me) {
-            return;
+    /// Boots the VM from the disk, if this node may by itself.
+    pub(super) fn boot_from_disk(&mut self, generation: Generation) {
+        if self.config.autostart {
+            self.become_solo(generation, Opening::ColdBoot);
+        } else {
+            self.nobody_serves(self.me, generation);
         }
-        if self.peer.state == Some(MemberState::Fenced) {
-            // What was abstained from is long decided, and must not be said of this generation.
+    }
+
+    /// Says once which node must be told to go on.
+    pub(super) fn nobody_serves(&mut self, last: NodeId, generation: Generation) {
+        if self.nobody != Some((last, generation)) {
+            self.nobody = Some((last, generation));
+            self.event(MemberEvent::NobodyServes { last, generation });
+        }
+    }
+
+    /// Whether the peer was heard lately and has a VM, running or not.
+    pub(super) fn peer_lives(&self, now: Instant) -> bool {
+        let heard = self.peer.state.is_some() && now.since(self.peer.heard) < self.patience();
+        let has_vm = match self.peer.state {
+            None | Some(MemberState::Idle | MemberState::Syncing) => false,
+            Some(MemberState::Fenced) => self.peer.flags.has(Flags::CAPABLE),
+            Some(_) => true,
+        };
+        heard && has_vm
+    }
+
+    /// How long a peer that has the VM is given to show itself, or to take what is its own.
+    fn patience(&self) -> core::time::Duration {
+        self.config.secondary_silence * 2
+    }
+
+    /// 1: there is nothing here to serve with, and it may be that nobody else serves either.
+    pub(super) fn learn_syncing(&mut self, now: Instant, register: Register) {
+        let fenced = self.peer.state == Some(MemberState::Fenced);
+        if register.is_solo_of(self.me) && fenced {
+            // What was abstained from is long decided, and must not be said of this generation. A
+            // fenced peer may still have the VM, or the disk.
             self.phase = Phase::Syncing(Syncing::default());
             self.generation = register.generation;
             self.hand_back(now, PriorRole::DualPartner);
-        } else {
-            self.event(MemberEvent::WaitingForOperator);
+            return;
         }
+        if register.generation == Generation(0) {
+            if self.create {
+                self.begin_boot(now, Generation(0));
+            } else if self.nobody.is_none() {
+                self.nobody = Some((NodeId(0), Generation(0)));
+                self.event(MemberEvent::WaitingForOperator);
+            }
+            return;
+        }
+        let ready = self.started + self.patience();
+        if now < ready {
+            self.witness.next = self.witness.next.min(ready);
+            return;
+        }
+        if self.peer_lives(now) {
+            return;
+        }
+        // A partner that abstained did not serve last, whatever it was granted and never used.
+        let served = self.journal.record.claim != Claim::Abstained;
+        if register.owner == self.me && (self.create || served && self.config.autostart) {
+            self.begin_boot(now, register.generation);
+        } else {
+            self.nobody_serves(register.owner, register.generation);
+        }
+    }
+
+    /// 1 → 0: asks for a generation to boot from the disk in.
+    fn begin_boot(&mut self, now: Instant, expect: Generation) {
+        self.push(MemberOutput::DiscardVm);
+        self.enter(Phase::Idle(Idle::default()));
+        self.generation = expect;
+        self.claim(now, PriorRole::Solo, expect, Mode::Solo, self.me);
     }
 
     /// 0: a node says that it owns the VM alone. If that is news, there is nothing to resolve.
@@ -209,6 +279,14 @@ impl Member {
             {
                 self.persist(Claim::Syncing);
                 self.enter(Phase::Syncing(Syncing::default()));
+            }
+            // What the record says comes first.
+            (Command::Join | Command::Create, Phase::Idle(_)) => {}
+            // What it offers, nobody may want; then it asks for it back, and boots.
+            (Command::Create, Phase::Fenced(_)) => {}
+            (Command::Create, Phase::Syncing(_)) => {
+                self.create = true;
+                self.witness.next = now;
             }
             (Command::Join, Phase::Fenced(_)) if !asking => {
                 self.give_up_state();
@@ -239,6 +317,10 @@ impl Member {
             (Command::Override, phase) => match phase {
                 Phase::PrimaryArbitrating(_) => self.override_with(now, Some(Opening::GoOn)),
                 Phase::Idle(_) => self.override_with(now, Some(Opening::ColdBoot)),
+                Phase::Syncing(_) if !self.peer_lives(now) => {
+                    self.push(MemberOutput::DiscardVm);
+                    self.override_with(now, Some(Opening::ColdBoot));
+                }
                 Phase::Fenced(f) => {
                     let how = match (f.intact, f.was) {
                         (true, PriorRole::DualPartner) => Opening::TakeOver,
@@ -282,7 +364,7 @@ impl Member {
         if self.has_arbiter() {
             match asked {
                 Some(inquiry) => self.inquiry = Some(inquiry),
-                None => self.tell_arbiter(now, expect),
+                None => self.tell_arbiter(now, expect, true),
             }
         }
     }

@@ -10,6 +10,7 @@ use crate::{
 };
 
 mod protected;
+mod startup;
 
 const A: NodeId = NodeId(1);
 const B: NodeId = NodeId(2);

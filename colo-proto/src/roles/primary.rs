@@ -718,6 +718,13 @@ impl Primary {
                     }
                 }
             }
+            Command::Override => {
+                self.base.wait(id, Until::Alone);
+                self.base.local(Local::Operator(MemberCommand::Override));
+                if self.base.member.is_alone() {
+                    self.base.answer_waiting(Until::Alone, Answer::Done);
+                }
+            }
             Command::Attach => {
                 self.detached = false;
                 self.base.answer(id, Answer::Done);

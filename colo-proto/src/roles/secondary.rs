@@ -658,6 +658,10 @@ impl Secondary {
                 self.base.local(Local::ReplicaLost);
                 self.base.answer(id, Answer::Done);
             }
+            Command::Override => {
+                self.base.wait(id, Until::Alone);
+                self.base.local(Local::Operator(MemberCommand::Override));
+            }
             Command::Attach => {
                 self.detached = false;
                 self.base.answer(id, Answer::Done);
@@ -770,7 +774,18 @@ impl Secondary {
                 }
             }
             MemberOutput::StartTakeover { generation } => self.take_over(generation),
+            MemberOutput::ColdBoot { .. } if self.base.used => {
+                // What is in memory now is not what an empty machine begins with.
+                self.base.event(Event::GuestFailed {
+                    op: GuestOpKind::Resume,
+                    why: String::from("it has run here before and can be booted only by a new process: start this host again as primary"),
+                });
+                self.base.set_broken(true);
+                self.base
+                    .answer_waiting(Until::Alone, Answer::Refused(Refusal::GuestFailed));
+            }
             MemberOutput::ColdBoot { generation } => {
+                self.base.answer_waiting(Until::Alone, Answer::Done);
                 // An operator may have made the disk a replica's meanwhile.
                 self.base.op(GuestOp::Replication(ReplicationOp::Stop {
                     failover: false,

@@ -188,6 +188,13 @@ pub(crate) enum Ask {
     Detach,
     /// Take a secondary again after detach.
     Attach,
+    /// Serve from this host, whatever the arbiter says. The other host must be off: if it serves,
+    /// both do, and what one of them told the world is lost.
+    Override {
+        /// The other host is off, and what this host has is what is to go on.
+        #[arg(long)]
+        the_other_host_is_off: bool,
+    },
     /// Pause the guest.
     Stop,
     /// Let the guest go on.

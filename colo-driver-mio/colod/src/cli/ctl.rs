@@ -63,6 +63,12 @@ fn request(ask: &Ask) -> Result<(String, Value), Failure> {
         },
         Ask::Detach => ("detach", json!({})),
         Ask::Attach => ("attach", json!({})),
+        Ask::Override {
+            the_other_host_is_off,
+        } => (
+            "override",
+            json!({ "the-other-host-is-off": the_other_host_is_off }),
+        ),
         Ask::Stop => ("stop", json!({})),
         Ask::Cont => ("cont", json!({})),
         Ask::Quit => ("quit", json!({})),

@@ -241,6 +241,7 @@ fn protocol(config: &Config, pair: &Pair, key: MacKey, vm: &Vm) -> Result<Protoc
     let hang = detection.max(HANG);
     let members = MemberConfig::new(VmId(pair.id.0), NodeId(u64::from(3 - pair.node)), key)
         .paths(u8::try_from(pair.heartbeat.len())?)
+        .autostart(pair.autostart)
         .arbitration(arbitration)
         .interval(beat)
         .lease(member.lease())

@@ -19,7 +19,7 @@ use crate::cli::report::{colo_mode, exit_reason, micros, mode_name};
 const PATIENCE: Duration = Duration::from_secs(55);
 
 /// Every command, for the suggestion when one is misspelt.
-const KNOWN: [&str; 19] = [
+const KNOWN: [&str; 20] = [
     "status",
     "query-colo-status",
     "query-xen-replication-status",
@@ -31,6 +31,7 @@ const KNOWN: [&str; 19] = [
     "failover",
     "detach",
     "attach",
+    "override",
     "set-mode",
     "stop",
     "cont",
@@ -40,6 +41,11 @@ const KNOWN: [&str; 19] = [
     "qmp_capabilities",
     "query-commands",
 ];
+
+/// What an operator must know before an override.
+const OVERRIDE: &str = "override serves from this host without asking anyone. If the other host \
+    serves, or served last, two VMs answer the world or what it was told is lost. Power the other \
+    host off, then say the-other-host-is-off (colod ctl override --the-other-host-is-off)";
 
 /// Carries commands out.
 pub(crate) struct LoopOperator {
@@ -111,6 +117,12 @@ fn command(request: &Request) -> Result<Command, Refused> {
         "failover" => Command::FailOver,
         "detach" => Command::Detach,
         "attach" => Command::Attach,
+        "override" => {
+            if request.arguments.get("the-other-host-is-off") != Some(&Value::Bool(true)) {
+                return Err(Refused::because(OVERRIDE));
+            }
+            Command::Override
+        }
         "stop" => Command::Stop,
         "cont" => Command::Continue,
         "migrate-set-parameters" => Command::CheckpointDelay(checkpoint_delay(request)?),

@@ -253,7 +253,27 @@ fn tell_member(event: &MemberEvent) -> Told {
             "SETTINGS_DIFFER",
             json!({ "what": "member or arbiter settings; the host that is refused says which" }),
         ),
-        MemberEvent::WaitingForOperator => warn("WAITING_FOR_OPERATOR", json!({})),
+        MemberEvent::WaitingForOperator => warn(
+            "WAITING_FOR_OPERATOR",
+            json!({ "what": "the VM was never served; start one host as primary" }),
+        ),
+        MemberEvent::NobodyServes { last, generation } => warn(
+            "NOBODY_SERVES",
+            json!({
+                "last": last.0,
+                "generation": generation.0,
+                "what": format!(
+                    "node {last} served last, in generation {generation}: start it as primary \
+                     (or with pair.autostart = true). If it is lost: colod ctl override on the \
+                     other host, which may forget what node {last} told the world",
+                    last = last.0,
+                    generation = generation.0
+                ),
+            }),
+        ),
+        MemberEvent::NotHandedOver(why) => {
+            warn("NOT_HANDED_OVER", json!({ "why": why.to_string() }))
+        }
         MemberEvent::RecordForeign => warn("RECORD_FOREIGN", json!({})),
         MemberEvent::Refused { command, state } => warn(
             "COMMAND_REFUSED",

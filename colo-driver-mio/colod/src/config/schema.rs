@@ -161,6 +161,10 @@ pub struct Pair {
     pub heartbeat: Vec<Path>,
     /// Where this host remembers who owned the VM.
     pub state_dir: PathBuf,
+    /// Whether this host boots the VM by itself, as a secondary, when nobody serves and the arbiter
+    /// names it as the last host that did.
+    #[serde(default)]
+    pub autostart: bool,
 }
 
 /// One way between the hosts for heartbeats (UDP).

@@ -27,6 +27,8 @@ pub struct Settings {
     pub protection: Protection,
     /// How fast a dead peer is noticed.
     pub member: Member,
+    /// Whether a secondary boots the VM that it served last.
+    pub autostart: bool,
     /// The guest's disk. Each host of the stage works on a copy of its own.
     pub disk: Option<Disk>,
     /// Who decides: a file in the stage's directory, or nobody.
@@ -58,6 +60,7 @@ impl Settings {
             },
             protection: Protection::default(),
             member: Member::default(),
+            autostart: false,
             disk: None,
             arbiter: ArbiterKind::File,
             mac: Net::default().mac,
@@ -321,6 +324,7 @@ impl Stage {
                 listen: Endpoint::Tcp(self.stream_address(host)),
                 peer: Endpoint::Tcp(self.stream_address(peer)),
                 ram_lanes: 1,
+                autostart: self.settings.autostart,
                 heartbeat,
                 state_dir: place.join("state"),
             }),
