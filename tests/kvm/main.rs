@@ -10,6 +10,7 @@
 
 mod bad_input;
 mod clock;
+mod cold_start;
 mod common;
 mod crash;
 mod ctl;

@@ -147,9 +147,9 @@ fn put(path: &Path, question: Question) -> Result<Verdict, AskError> {
 }
 
 fn ask(path: &Path, question: Question, _locked: &File) -> Result<Verdict, AskError> {
-    let mut register = match fs::read(path) {
-        Ok(bytes) => Register::decode(&bytes)?,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Register::default(),
+    let (mut register, there) = match fs::read(path) {
+        Ok(bytes) => (Register::decode(&bytes)?, true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => (Register::default(), false),
         Err(e) => return Err(e.into()),
     };
     // It may be there because of a write that failed in its last step: nobody is told before it is
@@ -160,7 +160,8 @@ fn ask(path: &Path, question: Question, _locked: &File) -> Result<Verdict, AskEr
         Question::Read(request) => register.read(request),
         Question::Cast(ballot) => register.cast(&ballot),
     };
-    if register != before {
+    // A read makes no register: one that was lost is not to be replaced by an empty one.
+    if register != before && (there || register.generation != before.generation) {
         write_durably(path, &register.encode())?;
     }
     Ok(verdict)
@@ -218,6 +219,22 @@ mod tests {
         let first = ask(ballot(7, 1, 0));
         assert_eq!(ask(ballot(7, 1, 0)), first);
         assert!(matches!(ask(ballot(8, 2, 0)), Verdict::Denied(r) if r.request == RequestId(7)));
+    }
+
+    #[test]
+    fn a_read_shows_what_the_read_before_it_left_and_makes_no_register() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("register");
+        let read = |n| match put(&path, Question::Read(RequestId(n))).unwrap() {
+            Verdict::Read(register) => register.mark,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(read(1), RequestId(0));
+        assert!(!path.exists());
+        put(&path, Question::Cast(ballot(7, 1, 0))).unwrap();
+        assert_eq!([read(2), read(3)], [RequestId(0), RequestId(2)]);
+        put(&path, Question::Cast(ballot(8, 1, 1))).unwrap();
+        assert_eq!(read(4), RequestId(3), "a grant keeps it");
     }
 
     #[test]

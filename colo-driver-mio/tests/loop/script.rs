@@ -206,6 +206,7 @@ impl Machine for Script {
     fn status(&self) -> Status {
         Status {
             role: self.role,
+            unprotected: None,
             protected: false,
             colo_mode: ColoMode::None,
             last_mode: ColoMode::None,

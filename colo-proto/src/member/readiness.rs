@@ -20,7 +20,7 @@ pub enum Unready {
     #[error("it does not reach the arbiter")]
     Arbiter,
     /// The register that it sees is not the one that the other host sees.
-    #[error("the two hosts do not see the same arbiter")]
+    #[error("its arbiter lost the register, or is not the one that the other host sees")]
     OtherArbiter,
     /// It could not run the VM: its guest's side failed or hangs.
     #[error("it is not fit to run the VM")]
