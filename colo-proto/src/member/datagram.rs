@@ -1,4 +1,4 @@
-//! The heartbeat datagram: 128 bytes, little-endian, authenticated (spec ownership 6).
+//! The heartbeat datagram: 112 bytes, little-endian, authenticated (spec ownership 6).
 //!
 //! ```text
 //!  0 magic  4 version  5 type  6 path  7 flags  8 vm id          24 generation
@@ -16,10 +16,10 @@ use super::{
 use crate::id::{Epoch, Generation};
 
 /// Bytes of a datagram.
-pub const DATAGRAM_SIZE: usize = 128;
+pub const DATAGRAM_SIZE: usize = 112;
 
 const MAGIC: u32 = 0x3142_4843;
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 const MAC_AT: usize = 96;
 
 /// What a datagram is for.
@@ -205,7 +205,7 @@ pub struct Datagram {
 #[non_exhaustive]
 pub enum DatagramError {
     /// Wrong length.
-    #[error("heartbeat has {got} bytes, expected 128")]
+    #[error("heartbeat has {got} bytes, expected 112")]
     Length {
         /// Length found.
         got: usize,
@@ -214,7 +214,7 @@ pub enum DatagramError {
     #[error("heartbeat code does not verify; both hosts need the same key and node names")]
     Code,
     /// Another protocol or version.
-    #[error("heartbeat starts with {magic:#x} version {version}, expected 0x31424843 version 2")]
+    #[error("heartbeat starts with {magic:#x} version {version}, expected 0x31424843 version 3")]
     Version {
         /// First word found.
         magic: u32,
@@ -326,7 +326,7 @@ fn code(key: MacKey, sender: NodeId, bytes: &[u8; DATAGRAM_SIZE]) -> [u8; 16] {
     mac::code(key, &text)
 }
 
-/// `N` bytes at `at`; every caller's `at` is a constant of the layout, inside the 128 bytes.
+/// `N` bytes at `at`; every caller's `at` is a constant of the layout, inside the 112 bytes.
 fn array<const N: usize>(bytes: &[u8; DATAGRAM_SIZE], at: usize) -> [u8; N] {
     let mut out = [0; N];
     out.copy_from_slice(&bytes[at..at + N]);
@@ -415,7 +415,7 @@ mod tests {
         let foreign = Datagram::decode(MacKey([1; 16]), NodeId(1), &bytes);
         assert_eq!(foreign, Err(DatagramError::Code));
         let short = Datagram::decode(KEY, NodeId(1), &bytes[1..]);
-        assert_eq!(short, Err(DatagramError::Length { got: 127 }));
+        assert_eq!(short, Err(DatagramError::Length { got: 111 }));
     }
 
     #[test]
