@@ -111,8 +111,21 @@ impl Dirty {
     }
 
     /// Moves every page dirtied since the last call into `into` (joined with what is there) and
-    /// protects it again. No allocation.
+    /// protects it again. No allocation. After an error, what was taken is owed: it is part of the
+    /// next collect.
     pub(crate) fn collect(&mut self, memory: &Memory, into: &mut PageSet) -> io::Result<()> {
+        let collected = self.collect_into(memory, into);
+        if collected.is_err() {
+            self.owed.union(into);
+            if matches!(self.log, Log::Ring(_)) {
+                // A ring that overflowed has lost pages that nobody can name.
+                self.owed.fill();
+            }
+        }
+        collected
+    }
+
+    fn collect_into(&mut self, memory: &Memory, into: &mut PageSet) -> io::Result<()> {
         if !self.owed.is_empty() {
             into.union(&self.owed);
             self.owed.clear();

@@ -216,13 +216,18 @@ impl Vm {
         let count = u8::try_from(config.vcpus).unwrap_or(u8::MAX);
         let mut fds = Vec::new();
         let mut msrs = Vec::new();
+        let listed = kvm
+            .get_msr_index_list()
+            .map_err(kvm_call("KVM_GET_MSR_INDEX_LIST"))?;
         for id in 0..count {
             let fd = vm
                 .create_vcpu(id.into())
                 .map_err(kvm_call("KVM_CREATE_VCPU"))?;
             fd.set_cpuid2(&cpu.for_vcpu(id, count)?)
                 .map_err(kvm_call("KVM_SET_CPUID2"))?;
-            msrs.push(MsrBuffer::new(&fd).map_err(system("list MSRs"))?);
+            sys::one_machine_check_bank(&fd).map_err(system("KVM_X86_SETUP_MCE"))?;
+            let kept = MsrBuffer::new(listed.as_slice(), &fd);
+            msrs.push(kept.map_err(system("list MSRs"))?);
             fds.push(fd);
         }
         let tsc_khz = fds
@@ -270,6 +275,12 @@ impl Vm {
     #[must_use]
     pub fn cpu(&self) -> &Cpu {
         &self.cpu
+    }
+
+    /// Numbers of the MSRs that are part of a checkpoint: a peer must keep the same ones.
+    #[must_use]
+    pub fn msrs(&self) -> Vec<u32> {
+        self.registry.msrs()
     }
 
     /// What a peer must have in common with this machine.

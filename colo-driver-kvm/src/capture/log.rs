@@ -52,7 +52,8 @@ impl KvmLog {
     /// add marks to the words of each slot: pages that others wrote. No allocation.
     ///
     /// # Errors
-    /// KVM refused: the slot is not logged, or [`enable`](Self::enable) was not called.
+    /// KVM refused: the slot is not logged, or [`enable`](Self::enable) was not called. `into` then
+    /// holds every page that may have been protected again: no log has those any more.
     pub fn collect(
         &mut self,
         into: &mut PageSet,
@@ -63,9 +64,11 @@ impl KvmLog {
             let Some(words) = self.scratch.get_mut(..len) else {
                 continue;
             };
-            collect(self.vm.as_fd(), slot, pages, words)?;
+            sys::dirty_log(self.vm.as_fd(), kvm_slot(slot), words)?;
             join(slot, words);
-            into.merge(slot, words);
+            take((slot, pages), words, into, |from, count, part| {
+                sys::clear_dirty_log(self.vm.as_fd(), kvm_slot(slot), from, count, part)
+            })?;
         }
         Ok(())
     }
@@ -82,17 +85,22 @@ fn kvm_slot(slot: Slot) -> u32 {
     u32::from(slot.0)
 }
 
-/// Overwrites `words` with the slot's dirty pages and protects those again.
-fn collect(vm: BorrowedFd<'_>, slot: Slot, pages: u64, words: &mut [u64]) -> io::Result<()> {
-    sys::dirty_log(vm, kvm_slot(slot), words)?;
+/// Joins the dirty pages of a slot into `into` and protects them again by `clear`, a stretch at a time.
+fn take(
+    (slot, pages): (Slot, u64),
+    words: &[u64],
+    into: &mut PageSet,
+    mut clear: impl FnMut(u64, u32, &[u64]) -> io::Result<()>,
+) -> io::Result<()> {
+    // All before the first: where a clear fails, those before it have cleared theirs.
+    into.merge(slot, words);
     let mut rest = 0;
     while let Some((first, end)) = cluster(words, rest) {
         let from = first as u64 * 64;
         let upto = (end as u64 * 64).min(pages);
         let count =
             u32::try_from(upto - from).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-        let part = words.get(first..end).unwrap_or_default();
-        sys::clear_dirty_log(vm, kvm_slot(slot), from, count, part)?;
+        clear(from, count, words.get(first..end).unwrap_or_default())?;
         rest = end;
     }
     Ok(())
@@ -133,6 +141,30 @@ mod tests {
         assert_eq!(cluster(&words, 41), Some((300, 301)));
         assert_eq!(cluster(&words, 301), Some((4999, 5000)));
         assert_eq!(cluster(&words, 5000), None);
+    }
+
+    #[test]
+    fn pages_that_were_cleared_before_an_error_are_not_lost() {
+        let slot = Slot(3);
+        let mut words = vec![0; 5000];
+        for at in [3, 300, 4999] {
+            words[at] = 1;
+        }
+        let mut into = PageSet::new(&[(slot, 5000 * 64)]);
+        let mut cleared = 0;
+        let failed = take((slot, 5000 * 64), &words, &mut into, |_, _, part| {
+            cleared += part.iter().map(|word| word.count_ones()).sum::<u32>();
+            let second = cleared > 1;
+            second
+                .then_some(())
+                .map_or(Ok(()), |()| Err(io::ErrorKind::Other.into()))
+        });
+        failed.unwrap_err();
+        assert_eq!(
+            cleared, 2,
+            "the first is protected again, the second failed"
+        );
+        assert_eq!(into.count(), 3);
     }
 
     #[test]

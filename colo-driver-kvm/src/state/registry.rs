@@ -118,6 +118,14 @@ impl Registry {
         }
     }
 
+    /// Numbers of the MSRs that a vCPU's state holds.
+    pub(crate) fn msrs(&self) -> Vec<u32> {
+        let first = self.msrs.first();
+        first
+            .map(|msrs| msrs.indices().collect())
+            .unwrap_or_default()
+    }
+
     pub(crate) fn shape(&self) -> &Shape {
         &self.shape
     }
@@ -266,9 +274,10 @@ impl Registry {
         let vcpus = self
             .vcpu_names
             .iter()
-            .map(|name| {
+            .zip(&self.msrs)
+            .map(|(name, msrs)| {
                 let bytes = find_ours(name, vcpu_state::VERSION)?;
-                Ok(vcpu_state::decode(name, bytes)?)
+                Ok(vcpu_state::decode(name, msrs, bytes)?)
             })
             .collect::<Result<_, StateError>>()?;
 

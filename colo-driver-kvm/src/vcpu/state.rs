@@ -5,9 +5,10 @@
 //! 1. *MP state* before everything: reading it makes KVM accept a pending INIT or SIPI, which
 //!    changes registers.
 //! 2. *General, special, vector and debug registers* in any order: reading them changes nothing.
-//! 3. *LAPIC* after MP state, for the same reason.
-//! 4. *MSRs* after the LAPIC: the TSC deadline belongs to its timer, and a timer that fires between
-//!    the two shows as fired in neither or in both.
+//! 3. *MSRs* before the LAPIC: the TSC deadline belongs to its timer, and a timer that fires between
+//!    the two shows as armed and as fired, which the guest takes for a late interrupt. The other way
+//!    round it would show as neither, and the guest would wait for ever.
+//! 4. *LAPIC* after MP state, for the same reason.
 //! 5. *Events* last: everything above can still move an exception or interrupt into them.
 //!
 //! Load:
@@ -41,69 +42,49 @@ use crate::device::LoadError;
 use crate::sys;
 
 /// Version of a vCPU's section.
-pub(crate) const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 2;
 
 /// Most MSRs in a section: a bound on what is read from a peer.
 const MOST_MSRS: usize = 256;
 
-/// The MSRs that make a vCPU what it is, in the order in which they are loaded. Those that KVM
-/// keeps elsewhere (EFER, FS and GS base, APIC base: special registers; TSC: its offset) are not here.
-const MSRS: &[u32] = &[
-    0x3b,  // TSC_ADJUST
-    0x48,  // SPEC_CTRL
-    0x8b,  // UCODE_REV
-    0x122, // TSX_CTRL
-    0x174, // SYSENTER_CS
-    0x175, // SYSENTER_ESP
-    0x176, // SYSENTER_EIP
-    0x17a, // MCG_STATUS
-    0x17b, // MCG_CTL
-    0x1a0, // MISC_ENABLE
-    0x1d9, // DEBUGCTL
-    0x200,
-    0x201,
-    0x202,
-    0x203,
-    0x204,
-    0x205,
-    0x206,
-    0x207, // MTRR variable ranges
-    0x208,
-    0x209,
-    0x20a,
-    0x20b,
-    0x20c,
-    0x20d,
-    0x20e,
-    0x20f, // …
-    0x250,
-    0x258,
-    0x259,
-    0x268,
-    0x269,
-    0x26a,
-    0x26b,
-    0x26c,
-    0x26d,
-    0x26e,
-    0x26f,       // MTRR fixed
-    0x277,       // PAT
-    0x2ff,       // MTRR default type
-    0xda0,       // XSS
-    0xc000_0081, // STAR
-    0xc000_0082, // LSTAR
-    0xc000_0083, // CSTAR
-    0xc000_0084, // SYSCALL_MASK
-    0xc000_0102, // KERNEL_GS_BASE
-    0xc000_0103, // TSC_AUX
-    0x4b56_4d00, // KVM_WALL_CLOCK_NEW
-    0x4b56_4d01, // KVM_SYSTEM_TIME_NEW
-    0x4b56_4d02, // KVM_ASYNC_PF_EN
-    0x4b56_4d03, // KVM_STEAL_TIME
-    0x4b56_4d04, // KVM_PV_EOI_EN
-    0x4b56_4d05, // KVM_POLL_CONTROL
-    0x6e0,       // TSC_DEADLINE, after everything it depends on
+/// MSRs of KVM's list that are not saved as such, as first and last of a range.
+const ELSEWHERE: &[(u32, u32)] = &[
+    // Kept elsewhere: the TSC by its offset; APIC base, EFER, FS and GS base by the special registers.
+    (0x10, 0x10),
+    (0x1b, 0x1b),
+    (0xc000_0080, 0xc000_0080),
+    (0xc000_0100, 0xc000_0101),
+    // The old numbers of kvmclock, which stand for the same state as the new ones.
+    (0x11, 0x12),
+    // System management mode, which the machine does not have.
+    (0x9e, 0x9e),
+    // Nested virtualization, performance counters and Hyper-V: no CPU model shows them.
+    (0x480, 0x491),
+    (0xc1, 0xc8),
+    (0x186, 0x18d),
+    (0x309, 0x30c),
+    (0x38d, 0x390),
+    (0x3f1, 0x3f1),
+    (0x4c1, 0x4c8),
+    (0xc000_0300, 0xc000_0302),
+    (0xc001_0000, 0xc001_0007),
+    (0xc001_0117, 0xc001_0117),
+    (0xc001_0200, 0xc001_020f),
+    (0x4000_0000, 0x4000_0fff),
 ];
+
+/// What the processor can, in MSRs: it does not change, and both hosts show the same.
+const FEATURES: &[u32] = &[0xce, 0xcf, 0x10a, 0x345, 0xc001_1029];
+
+/// Machine check: KVM's list leaves the registers of the only bank out.
+const MACHINE_CHECK: &[u32] = &[0x179, 0x17a, 0x17b, 0x400, 0x401, 0x402, 0x403];
+/// It is not in KVM's list either, and where the host cannot keep it, it stays zero.
+const DEBUGCTL: u32 = 0x1d9;
+/// What KVM does when they are written is part of a load, so they are written though they do not
+/// differ: the clocks' pages in guest RAM, and the timer.
+const ALWAYS_WRITTEN: (u32, u32) = (0x4b56_4d00, 0x4b56_4dff);
+/// Loaded last, after everything that it depends on.
+const TSC_DEADLINE: u32 = 0x6e0;
 
 /// What a vCPU's state call said, and which it was.
 #[derive(Debug, thiserror::Error)]
@@ -114,29 +95,63 @@ pub struct VcpuStateError {
     source: io::Error,
 }
 
-/// The list of MSRs that this host has, with room for their values: made once, used every time.
+/// The MSRs that make a vCPU what it is, in the order in which they are loaded, with room for their
+/// values: made once, used every time.
 #[derive(Debug)]
 pub(crate) struct MsrBuffer(Msrs);
 
 impl MsrBuffer {
-    /// Asks a vCPU which of the MSRs it has.
-    pub(crate) fn new(fd: &VcpuFd) -> Result<Self, io::Error> {
+    /// Of the MSRs that KVM lists, those that this vCPU has.
+    pub(crate) fn new(listed: &[u32], fd: &VcpuFd) -> Result<Self, io::Error> {
         let mut present = Vec::new();
-        for &index in MSRS {
+        for index in candidates(listed) {
             let entry = kvm_msr_entry {
                 index,
                 ..Default::default()
             };
             let mut one = msrs(&[entry])?;
-            // Neither is an MSR of this vCPU that can be read but not written back its state.
             if fd.get_msrs(&mut one).is_ok_and(|n| n == 1)
-                && fd.set_msrs(&one).is_ok_and(|n| n == 1)
+                // Neither is an MSR that can be read but not written back the vCPU's state. KVM's
+                // log would tell of the attempt on one that is not there.
+                && (index == DEBUGCTL || fd.set_msrs(&one).is_ok_and(|n| n == 1))
             {
                 present.push(entry);
             }
         }
         Ok(Self(msrs(&present)?))
     }
+
+    /// Their numbers.
+    pub(crate) fn indices(&self) -> impl Iterator<Item = u32> {
+        self.0.as_slice().iter().map(|entry| entry.index)
+    }
+}
+
+/// What is asked for, of what KVM lists and of what it does not.
+fn candidates(listed: &[u32]) -> Vec<u32> {
+    let within = |index: &u32| move |range: &(u32, u32)| (range.0..=range.1).contains(index);
+    let mut all: Vec<u32> = listed
+        .iter()
+        .filter(|index| !ELSEWHERE.iter().any(within(index)) && !FEATURES.contains(index))
+        .chain(MACHINE_CHECK)
+        .chain([&DEBUGCTL])
+        .copied()
+        .collect();
+    all.sort_unstable_by_key(|&index| (index == TSC_DEADLINE, index));
+    all.dedup();
+    all
+}
+
+/// Those of `wanted` that must be written where the vCPU holds `now`.
+fn to_write(wanted: &[kvm_msr_entry], now: &[kvm_msr_entry]) -> Vec<kvm_msr_entry> {
+    let always =
+        |index| index == TSC_DEADLINE || (ALWAYS_WRITTEN.0..=ALWAYS_WRITTEN.1).contains(&index);
+    let same = |want: &&kvm_msr_entry, at: usize| now.get(at).is_some_and(|n| n.data == want.data);
+    let pairs = wanted.iter().enumerate();
+    pairs
+        .filter(|(at, want)| always(want.index) || !same(want, *at))
+        .map(|(_, want)| *want)
+        .collect()
 }
 
 fn msrs(entries: &[kvm_msr_entry]) -> io::Result<Msrs> {
@@ -173,7 +188,6 @@ pub(crate) fn save(
         .get_debug_regs()
         .map_err(at("get debug registers"))?
         .as_bytes());
-    put(fd.get_lapic().map_err(at("get LAPIC"))?.as_bytes());
     let all = &mut msrs.0;
     let want = all.as_slice().len();
     let got = fd.get_msrs(all).map_err(at("get MSRs"))?;
@@ -186,6 +200,7 @@ pub(crate) fn save(
     }
     put(&u32::try_from(want).unwrap_or(0).to_le_bytes());
     put(all.as_slice().as_bytes());
+    put(fd.get_lapic().map_err(at("get LAPIC"))?.as_bytes());
     put(fd.get_vcpu_events().map_err(at("get events"))?.as_bytes());
     Ok(())
 }
@@ -237,7 +252,7 @@ impl<'a> Pieces<'a> {
 }
 
 /// Decodes a section wholly.
-pub(crate) fn decode(section: &str, bytes: &[u8]) -> Result<Decoded, LoadError> {
+pub(crate) fn decode(section: &str, known: &MsrBuffer, bytes: &[u8]) -> Result<Decoded, LoadError> {
     let mut pieces = Pieces::new(section, bytes);
     let mp_state = pieces.take("MP state")?;
     let regs = pieces.take("registers")?;
@@ -254,7 +269,6 @@ pub(crate) fn decode(section: &str, bytes: &[u8]) -> Result<Decoded, LoadError> 
         return Err(invalid("XCR0", xcrs.nr_xcrs.into(), "at most 16 registers"));
     }
     let debug = pieces.take("debug registers")?;
-    let lapic = pieces.take("LAPIC")?;
     let count: u32 = pieces.take("MSR count")?;
     if count as usize > MOST_MSRS {
         return Err(invalid("MSR count", count.into(), "at most 256"));
@@ -262,16 +276,17 @@ pub(crate) fn decode(section: &str, bytes: &[u8]) -> Result<Decoded, LoadError> 
     let mut entries = Vec::with_capacity(count as usize);
     for _ in 0..count {
         let entry: kvm_msr_entry = pieces.take("MSRs")?;
-        if !MSRS.contains(&entry.index) {
+        if !known.indices().any(|index| index == entry.index) {
             return Err(invalid(
                 "MSR",
                 entry.index.into(),
-                "one of those that are saved",
+                "one that this host's KVM keeps for a vCPU",
             ));
         }
         entries.push(entry);
     }
     let msrs = msrs(&entries).map_err(|_| invalid("MSR count", count.into(), "at most 256"))?;
+    let lapic = pieces.take("LAPIC")?;
     let events = pieces.take("events")?;
     pieces.end()?;
     Ok(Decoded {
@@ -319,16 +334,11 @@ pub(crate) fn load(
         call: "set TSC offset",
         source,
     })?;
-    let want = state.msrs.as_slice().len();
-    let done = fd.set_msrs(&state.msrs).map_err(at("set MSRs"))?;
-    if done != want {
-        let refused = state.msrs.as_slice().get(done).map_or(0, |e| e.index);
-        return Err(VcpuStateError {
-            vcpu: id,
-            call: "set MSRs",
-            source: io::Error::other(format!("KVM refused MSR {refused:#x}")),
-        });
-    }
+    load_msrs(fd, &state.msrs).map_err(|source| VcpuStateError {
+        vcpu: id,
+        call: "set MSRs",
+        source,
+    })?;
     fd.set_regs(&state.regs).map_err(at("set registers"))?;
     fd.set_vcpu_events(&state.events)
         .map_err(at("set events"))?;
@@ -336,4 +346,79 @@ pub(crate) fn load(
     // without says EINVAL.
     let _without = fd.kvmclock_ctrl();
     Ok(())
+}
+
+/// Writes what differs: an MSR that the vCPU does not keep reads as what it was saved as, and is
+/// left alone, where a write would be noted in the kernel's log at each load.
+fn load_msrs(fd: &VcpuFd, wanted: &Msrs) -> io::Result<()> {
+    let mut now = wanted.clone();
+    let read = fd.get_msrs(&mut now)?;
+    let now = now.as_slice().get(..read).unwrap_or_default();
+    let differ = msrs(&to_write(wanted.as_slice(), now))?;
+    let done = fd.set_msrs(&differ)?;
+    match differ.as_slice().get(done) {
+        None => Ok(()),
+        Some(refused) => Err(io::Error::other(format!(
+            "KVM refused MSR {:#x}",
+            refused.index
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(index: u32, data: u64) -> kvm_msr_entry {
+        kvm_msr_entry {
+            index,
+            data,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn what_kvm_lists_is_saved_unless_it_is_kept_elsewhere() {
+        let listed = [
+            0x6e0,
+            0x10,
+            0x48,
+            0x140,
+            0x480,
+            0xc001_0015,
+            0x4b56_4d06,
+            0x4b56_4d01,
+            0x12,
+            0x10a,
+            0x4000_0020,
+            0xc000_0080,
+            0x17a,
+        ];
+        let machine_check = [0x179, 0x17a, 0x17b, 0x400, 0x401, 0x402, 0x403];
+        let mut expected = vec![0x48, 0x140, 0x1d9, 0xc001_0015, 0x4b56_4d06, 0x4b56_4d01];
+        expected.extend(machine_check);
+        expected.sort_unstable();
+        expected.push(0x6e0);
+        assert_eq!(candidates(&listed), expected);
+    }
+
+    #[test]
+    fn what_does_not_differ_is_not_written_unless_the_write_does_something() {
+        let wanted = [
+            entry(0x48, 1),
+            entry(0x1d9, 0),
+            entry(0x4b56_4d01, 5),
+            entry(0x6e0, 9),
+        ];
+        let now = [
+            entry(0x48, 0),
+            entry(0x1d9, 0),
+            entry(0x4b56_4d01, 5),
+            entry(0x6e0, 9),
+        ];
+        let written =
+            |now: &[_]| -> Vec<u32> { to_write(&wanted, now).iter().map(|e| e.index).collect() };
+        assert_eq!(written(&now), [0x48, 0x4b56_4d01, 0x6e0]);
+        assert_eq!(written(&[]).len(), 4, "what cannot be read is written");
+    }
 }

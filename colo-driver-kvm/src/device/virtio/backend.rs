@@ -1,5 +1,7 @@
 //! What the transport asks of the device behind it.
 
+use vmm_sys_util::eventfd::EventFd;
+
 use super::Queues;
 use crate::device::LoadError;
 use crate::device::codec::{Decoder, Encoder};
@@ -20,6 +22,11 @@ pub trait Backend: Send {
     fn queue_sizes(&self) -> Vec<u16>;
     /// The configuration space as it is now.
     fn config(&self) -> ConfigSpace;
+    /// Keeps `wake`, which brings about a call of [`serve`](Self::serve): for a device that finishes something on a
+    /// thread of its own. Called once, before anything else.
+    fn connect(&mut self, wake: EventFd) {
+        drop(wake);
+    }
     /// Serves what is in the rings now, a bounded number of requests. Returns whether some may be left.
     fn serve(&mut self, queues: &mut Queues) -> bool;
     /// Forgets everything about the driver, which resets the device.

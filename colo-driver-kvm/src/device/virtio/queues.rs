@@ -133,16 +133,32 @@ impl Queues {
         most: usize,
         mut each: impl FnMut(&GuestRam, &Chain) -> usize,
     ) -> bool {
-        let mut served = 0;
+        self.serve_until(index, chain, most, |ram, chain| Some(each(ram, chain)))
+    }
+
+    /// The same, up to the first request for which `each` says `None`: that one stays in the ring, and is not counted
+    /// as left, since whoever said so serves again when it can be answered.
+    pub(crate) fn serve_until(
+        &mut self,
+        index: usize,
+        chain: &mut Chain,
+        most: usize,
+        mut each: impl FnMut(&GuestRam, &Chain) -> Option<usize>,
+    ) -> bool {
+        let (mut served, mut waits) = (0, false);
         while served < most && self.pop(index, chain) {
-            let written = each(&self.ram, chain);
+            let Some(written) = each(&self.ram, chain) else {
+                self.unpop(index);
+                waits = true;
+                break;
+            };
             self.complete(index, chain, written);
             served += 1;
         }
         if served > 0 {
             self.signal(index);
         }
-        self.arm(index)
+        self.arm(index) && !waits
     }
 
     /// Tells the guest that the configuration space changed.

@@ -7,10 +7,12 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::super::chain::Chain;
 use super::super::{Backend, ConfigSpace, Queues};
 use super::disk::{Disk, SECTOR};
+use super::flush::Flusher;
 use super::metrics::BlockMetrics;
 
 const QUEUE: u16 = 128;
@@ -34,6 +36,7 @@ pub struct Block {
     pub(super) id: [u8; VIRTIO_BLK_ID_BYTES as usize],
     pub(super) chain: Chain,
     pub(super) bounce: Box<[u8]>,
+    pub(super) flusher: Flusher,
     pub(super) metrics: BlockMetrics,
 }
 
@@ -51,6 +54,7 @@ impl Block {
             id: bytes,
             chain: Chain::default(),
             bounce: vec![0; BOUNCE].into_boxed_slice(),
+            flusher: Flusher::default(),
             metrics: BlockMetrics::default(),
         }
     }
@@ -104,10 +108,19 @@ impl Backend for Block {
 
     fn serve(&mut self, queues: &mut Queues) -> bool {
         let mut chain = std::mem::take(&mut self.chain);
-        let left = queues.serve(0, &mut chain, QUEUE.into(), |ram, chain| {
+        // Requests behind a flush wait for it.
+        let left = queues.serve_until(0, &mut chain, QUEUE.into(), |ram, chain| {
             self.request(ram, chain)
         });
         self.chain = chain;
         left
+    }
+
+    fn connect(&mut self, wake: EventFd) {
+        self.flusher.connect(wake);
+    }
+
+    fn reset(&mut self) {
+        self.flusher.forget();
     }
 }

@@ -47,10 +47,13 @@ pub enum DiskError {
 #[derive(Debug)]
 pub struct Disk {
     file: File,
+    path: PathBuf,
     len: u64,
     read_only: bool,
     dirty: OwnLog,
     failed: AtomicBool,
+    /// Something may have been written since the last flush began.
+    unflushed: AtomicBool,
     map: Option<MmapRegion<OwnLog>>,
 }
 
@@ -89,10 +92,13 @@ impl Disk {
         Ok(Self {
             map,
             file,
+            path: path.into(),
             len,
             read_only,
             dirty: OwnLog::with_len(usize::try_from(len).unwrap_or(usize::MAX)),
             failed: AtomicBool::new(false),
+            // Whoever had the image before may have left it so.
+            unflushed: AtomicBool::new(!read_only),
         })
     }
 
@@ -158,7 +164,33 @@ impl Disk {
     pub fn write_pages(&self, first: u64, from: &[u8]) -> io::Result<()> {
         let (at, inside) = self.inside(first, from.len());
         let inside = from.get(..inside).unwrap_or(from);
+        self.unflushed.store(true, Ordering::Release);
         self.note(self.file.write_all_at(inside, at))
+    }
+
+    /// Makes sure that whole pages can be written through the [`map`](Self::map): where the file has no room, a write
+    /// through it says only that the address is bad.
+    ///
+    /// # Errors
+    ///
+    /// There is no room, with the image's path.
+    pub fn make_room(&self, first: u64, pages: u32) -> io::Result<()> {
+        let (at, len) = self.inside(first, pages as usize * PAGE_SIZE);
+        let made = rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, at, len as u64);
+        match made.map_err(io::Error::from) {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+                ) =>
+            {
+                let at = self.path.display();
+                let what = format!("disk image {at}: {error}");
+                Err(io::Error::new(error.kind(), what))
+            }
+            // A file system or device that makes no room in advance shows that when it is written.
+            _ => Ok(()),
+        }
     }
 
     /// Makes everything written durable.
@@ -167,7 +199,19 @@ impl Disk {
     ///
     /// The flush failed, which is remembered ([`has_failed`](Self::has_failed)).
     pub fn flush(&self) -> io::Result<()> {
-        self.note(self.file.sync_data())
+        // Before the flush: what is written while it runs may be in it or not.
+        self.unflushed.store(false, Ordering::Release);
+        let flushed = self.note(self.file.sync_data());
+        if flushed.is_err() {
+            self.unflushed.store(true, Ordering::Release);
+        }
+        flushed
+    }
+
+    /// Whether anything may have been written that no flush has made durable.
+    #[must_use]
+    pub fn has_unflushed(&self) -> bool {
+        self.unflushed.load(Ordering::Acquire)
     }
 
     /// Whether a request lies inside.
@@ -188,9 +232,8 @@ impl Disk {
 
     /// Lets go of a range; its contents are then anything, here zero or what they were.
     pub(super) fn discard(&self, at: u64, len: u64) {
-        if self.punch(FallocateFlags::PUNCH_HOLE, at, len).is_ok() {
-            self.mark(at, len);
-        }
+        // A refusal leaves the contents, which is allowed; a failure may come in the middle.
+        let _left_as_it_was = self.punch(FallocateFlags::PUNCH_HOLE, at, len);
     }
 
     pub(super) fn write_zeroes(&self, at: u64, len: u64, unmap: bool) -> io::Result<()> {
@@ -200,7 +243,6 @@ impl Disk {
             FallocateFlags::ZERO_RANGE
         };
         if self.punch(how, at, len).is_ok() {
-            self.mark(at, len);
             return Ok(());
         }
         // The file system cannot; then byte by byte.
@@ -213,10 +255,15 @@ impl Disk {
     }
 
     fn punch(&self, how: FallocateFlags, at: u64, len: u64) -> rustix::io::Result<()> {
-        rustix::fs::fallocate(&self.file, how | FallocateFlags::KEEP_SIZE, at, len)
+        let how = how | FallocateFlags::KEEP_SIZE;
+        let punched = rustix::fs::fallocate(&self.file, how, at, len);
+        // Also after an error: some of it may have been let go of.
+        self.mark(at, len);
+        punched
     }
 
     fn mark(&self, at: u64, len: u64) {
+        self.unflushed.store(true, Ordering::Release);
         if let (Ok(at), Ok(len)) = (usize::try_from(at), usize::try_from(len)) {
             self.dirty.mark_dirty(at, len);
         }
@@ -233,7 +280,8 @@ impl Disk {
         if let Err(error) = &result
             && !self.failed.swap(true, Ordering::AcqRel)
         {
-            tracing::error!(%error, "disk failed; it can no longer be a copy of another");
+            let path = self.path.display();
+            tracing::error!(%path, %error, "disk image failed; it can no longer be a copy of another");
         }
         result
     }
@@ -296,7 +344,58 @@ mod tests {
             assert_eq!(dirty(&disk), [(1 << 51) - 1]);
         }
         disk.discard(0, 8192);
-        assert!([0, 0b11].contains(&dirty(&disk)[0]), "where it can be done");
+        assert_eq!(dirty(&disk), [0b11]);
+    }
+
+    #[test]
+    fn what_failed_in_the_middle_counts_as_written() {
+        let (file, _disk) = image(64 * 4096);
+        // The file is open for reading only, so that every change of it fails.
+        let disk = Disk::open(file.path(), true).unwrap();
+        disk.discard(0, 8192);
+        assert_eq!(dirty(&disk), [0b11]);
+        disk.write_zeroes(8192, 4096 * 40, false).unwrap_err();
+        assert_eq!(dirty(&disk), [((1 << 40) - 1) << 2]);
+    }
+
+    #[test]
+    fn a_flush_makes_durable_what_either_side_wrote() {
+        let (_file, disk) = image(2 * 4096);
+        assert!(disk.has_unflushed(), "nobody knows who had it before");
+        disk.flush().unwrap();
+        assert!(!disk.has_unflushed());
+        disk.write_pages(0, &[1; 4096]).unwrap();
+        assert!(disk.has_unflushed());
+        disk.flush().unwrap();
+        disk.write(0, b"guest").unwrap();
+        assert!(disk.has_unflushed());
+    }
+
+    #[test]
+    fn an_image_without_room_is_named() {
+        let small = tempfile::tempdir().unwrap();
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=64k", "none"])
+            .arg(small.path())
+            .output();
+        if !mounted.is_ok_and(|mounted| mounted.status.success()) {
+            println!("SKIPPED: needs root, to mount a small file system");
+            return;
+        }
+        let path = small.path().join("disk.img");
+        File::create(&path).unwrap().set_len(1 << 20).unwrap();
+        let disk = Disk::open(&path, false).unwrap();
+        disk.make_room(0, 4).unwrap();
+        let error = disk.make_room(4, 252).unwrap_err().to_string();
+        drop(disk);
+        let unmounted = std::process::Command::new("umount")
+            .arg(small.path())
+            .status();
+        assert!(unmounted.unwrap().success());
+        assert!(
+            error.starts_with(&format!("disk image {}: ", path.display())),
+            "{error}"
+        );
     }
 
     #[test]

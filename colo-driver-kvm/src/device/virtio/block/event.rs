@@ -22,6 +22,8 @@ enum Refused {
     Unsupported,
     /// It makes no sense, or the file said no.
     Failed,
+    /// It is being done.
+    NotYet,
 }
 
 impl From<OutOfChain> for Refused {
@@ -38,28 +40,30 @@ impl From<std::io::Error> for Refused {
 }
 
 impl Block {
-    /// Answers one request. Returns how many bytes of it were written, from its start.
-    pub(super) fn request(&mut self, ram: &GuestRam, chain: &Chain) -> usize {
+    /// Answers one request. Returns how many bytes of it were written, from its start; `None` where it cannot be
+    /// answered yet.
+    pub(super) fn request(&mut self, ram: &GuestRam, chain: &Chain) -> Option<usize> {
         // The status byte is the last the device may write; without one nothing can be answered.
         let Some(room) = chain.writable.len().checked_sub(1) else {
             self.metrics.errors += 1;
-            return 0;
+            return Some(0);
         };
         let (status, written) = match self.execute(ram, chain, room) {
             Ok(written) => (VIRTIO_BLK_S_OK, written),
+            Err(Refused::NotYet) => return None,
             Err(refused) => {
                 self.metrics.errors += 1;
                 match refused {
                     Refused::Unsupported => (VIRTIO_BLK_S_UNSUPP, 0),
-                    Refused::Failed => (VIRTIO_BLK_S_IOERR, 0),
+                    Refused::Failed | Refused::NotYet => (VIRTIO_BLK_S_IOERR, 0),
                 }
             }
         };
-        match chain.writable.write(ram, room, &[status as u8]) {
+        Some(match chain.writable.write(ram, room, &[status as u8]) {
             // Counted from the start: without the data before it, the status byte does not count.
             Ok(()) if written == room => room + 1,
             _ => written,
-        }
+        })
     }
 
     fn execute(&mut self, ram: &GuestRam, chain: &Chain, room: usize) -> Result<usize, Refused> {
@@ -72,7 +76,7 @@ impl Block {
             VIRTIO_BLK_T_IN => self.read(ram, chain, sector, room),
             VIRTIO_BLK_T_OUT => self.write(ram, chain, sector, data),
             VIRTIO_BLK_T_FLUSH => {
-                self.disk.flush()?;
+                self.flusher.poll(&self.disk).ok_or(Refused::NotYet)??;
                 self.metrics.flushes += 1;
                 Ok(0)
             }

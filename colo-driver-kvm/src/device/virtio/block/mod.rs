@@ -6,6 +6,7 @@
 mod device;
 mod disk;
 mod event;
+mod flush;
 mod metrics;
 mod state;
 #[cfg(test)]

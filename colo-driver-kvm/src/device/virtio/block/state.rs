@@ -17,5 +17,7 @@ impl Saved for Block {
         decoder.same("sectors", sectors, self.sectors())
     }
 
-    fn apply(&mut self, (): ()) {}
+    fn apply(&mut self, (): ()) {
+        self.flusher.forget();
+    }
 }

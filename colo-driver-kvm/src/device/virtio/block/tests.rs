@@ -1,7 +1,9 @@
 //! The disk as its driver sees it.
 
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::sync::Arc;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use tempfile::NamedTempFile;
 
 use super::super::test_utils::*;
@@ -51,8 +53,30 @@ impl Machine {
         let all = [&[Buf::Out(HEADER, 16)], bufs, &[Buf::In(STATUS, 1)]].concat();
         self.driver.post(0, &all);
         self.driver.notify(0);
+        if kind == FLUSH {
+            self.await_flush();
+        }
         let (_, written) = self.driver.completed(0).unwrap();
         (self.driver.bytes(STATUS, 1)[0], written)
+    }
+
+    /// Waits until the device wants to be served, and serves it.
+    fn await_flush(&mut self) {
+        let fd = self.driver.mmio.wake_fd().as_raw_fd();
+        // SAFETY: the device keeps its descriptor open, and it is not served meanwhile.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+        poll(&mut fds, None).unwrap();
+        self.driver.mmio.serve();
+    }
+
+    fn post_flush(&mut self) {
+        let header = [&FLUSH.to_le_bytes()[..], &[0; 12]].concat();
+        self.driver.put(HEADER, &header);
+        self.driver.put(STATUS, &[0xee]);
+        self.driver
+            .post(0, &[Buf::Out(HEADER, 16), Buf::In(STATUS, 1)]);
+        self.driver.notify(0);
     }
 
     fn trim(&mut self, kind: u32, ranges: &[(u64, u32, u32)]) -> u8 {
@@ -129,6 +153,50 @@ fn flush_and_identity_are_answered() {
         (OK, 21)
     );
     assert_eq!(&machine.driver.bytes(BUFFERS, 10), b"colo-disk\0");
+}
+
+#[test]
+fn a_notification_does_not_wait_for_a_flush_and_what_comes_behind_it_does() {
+    let mut machine = Machine::new();
+    machine.post_flush();
+    assert_eq!(machine.driver.completed(0), None, "on another thread");
+    let identity = STATUS - 0x40;
+    let header = [&GET_ID.to_le_bytes()[..], &[0; 12]].concat();
+    machine.driver.put(identity, &header);
+    let get_id = [Buf::Out(identity, 16), Buf::In(BUFFERS, 21)];
+    machine.driver.post(0, &get_id);
+    machine.await_flush();
+    assert_eq!(machine.driver.completed(0), Some((0, 1)));
+    assert_eq!(machine.driver.bytes(STATUS, 1), [OK]);
+    assert!(machine.driver.completed(0).is_some(), "the one behind it");
+    assert_eq!(machine.driver.mmio.device().metrics().flushes, 1);
+    assert!(!machine.disk().has_unflushed());
+}
+
+#[test]
+fn a_flush_at_the_stop_is_done_after_it_on_both_sides() {
+    let mut one = Machine::new();
+    let mut two = Machine::new();
+    one.post_flush();
+    one.driver.checkpoint_into(&mut two.driver);
+    for machine in [&mut one, &mut two] {
+        machine.await_flush();
+        assert_eq!(machine.driver.completed(0), Some((0, 1)));
+        assert!(!machine.disk().has_unflushed());
+    }
+}
+
+#[test]
+fn a_flush_from_before_a_reset_answers_no_request_after_it() {
+    let mut machine = Machine::new();
+    machine.post_flush();
+    machine.driver.initialise(0);
+    machine.disk().write_pages(0, &[1; 4096]).unwrap();
+    machine.post_flush();
+    while machine.driver.completed(0).is_none() {
+        machine.await_flush();
+    }
+    assert!(!machine.disk().has_unflushed(), "written after the first");
 }
 
 #[test]

@@ -52,16 +52,18 @@ impl<D: Backend> Virtio<D> {
     /// Out of descriptors.
     pub fn new(
         section: &str,
-        device: D,
+        mut device: D,
         ram: GuestRam,
         interrupts: impl Into<Interrupts>,
     ) -> io::Result<Self> {
         let queues = Queues::new(&device.queue_sizes(), ram, interrupts.into());
+        let wake = EventFd::new(EFD_NONBLOCK)?;
+        device.connect(wake.try_clone()?);
         Ok(Self {
             section: section.into(),
             device,
             queues,
-            wake: EventFd::new(EFD_NONBLOCK)?,
+            wake,
             status: 0,
             device_features_sel: 0,
             driver_features_sel: 0,
