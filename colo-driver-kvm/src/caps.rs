@@ -3,10 +3,11 @@
 use std::io;
 
 use kvm_bindings as kb;
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use libc::c_ulong;
 
 use crate::capture::KvmLog;
+use crate::sys;
 
 /// Why this host cannot run a guest.
 #[derive(Debug, thiserror::Error)]
@@ -170,6 +171,20 @@ pub(crate) fn enable_manual_protect(vm: &VmFd) -> Result<(), HostError> {
     })
 }
 
+/// Asks a vCPU for what a copy of it needs to go on with the same clock. The kernel has no capability
+/// for it.
+pub(crate) fn need_tsc_offset(vcpu: &VcpuFd) -> Result<(), HostError> {
+    tsc_offset_of(sys::tsc_offset(vcpu))
+}
+
+fn tsc_offset_of(asked: io::Result<u64>) -> Result<(), HostError> {
+    asked.map(drop).map_err(|_| HostError::Missing {
+        name: "KVM_VCPU_TSC_OFFSET",
+        why: "to let a copy go on with the same clock",
+        since: "5.16",
+    })
+}
+
 /// Turns on dirty rings of `entries` each; before the first vCPU.
 pub(crate) fn enable_rings(vm: &VmFd, host: &Host, entries: u32) -> Result<(), HostError> {
     let refused = HostError::RingSize {
@@ -221,6 +236,16 @@ mod tests {
             let error = unopened(kvm_ioctls::Error::new(errno)).to_string();
             assert!(error.starts_with(says), "{errno}: {error}");
         }
+    }
+
+    #[test]
+    fn a_kernel_without_a_tsc_offset_is_told_which_has_one() {
+        let older = tsc_offset_of(Err(io::Error::from_raw_os_error(libc::ENOTTY)));
+        assert_eq!(
+            older.unwrap_err().to_string(),
+            "KVM lacks KVM_VCPU_TSC_OFFSET, needed to let a copy go on with the same clock: use a kernel from Linux 5.16 on"
+        );
+        tsc_offset_of(Ok(1)).unwrap();
     }
 
     #[test]

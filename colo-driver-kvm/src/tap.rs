@@ -7,9 +7,10 @@
 use std::ffi::{c_int, c_ulong};
 use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+use rustix::net::{AddressFamily, SocketType};
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
 
 use crate::device::virtio::{Offloads, VNET_HEADER};
@@ -78,6 +79,8 @@ pub struct Tap {
     file: File,
     name: String,
     offloads: Offloads,
+    /// Any socket of this network namespace: what is asked of interfaces is asked there.
+    control: OwnedFd,
 }
 
 impl Tap {
@@ -108,15 +111,37 @@ impl Tap {
         // SAFETY: TUNSETVNETHDRSZ reads one int, which `header` is.
         let result = unsafe { ioctl_with_ref(&file, libc::TUNSETVNETHDRSZ, &header) };
         done(result).map_err(|source| because(name, "TUNSETVNETHDRSZ", source))?;
+        let control = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)
+            .map_err(|source| because(name, "opening a socket", source.into()))?;
         let tap = Self {
             file,
             name: name.into(),
             offloads,
+            control,
         };
         // Asked for once, so that a kernel that knows them not is found out now.
         tap.set_offloads(offloads)?;
         tap.set_offloads(Offloads::default())?;
         Ok(tap)
+    }
+
+    /// Whether frames pass: the interface is up and has a carrier. Neither is ours to change.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not tell, or the interface is gone.
+    pub fn is_running(&self) -> io::Result<bool> {
+        let mut request = libc::ifreq {
+            ifr_name: interface_name(&self.name).map_err(io::Error::other)?,
+            ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: 0 },
+        };
+        // SAFETY: SIOCGIFFLAGS reads the name of one `ifreq` and writes its flags.
+        let result = unsafe { ioctl_with_mut_ref(&self.control, libc::SIOCGIFFLAGS, &mut request) };
+        done(result)?;
+        // SAFETY: the kernel has just written the flags, and any bits are.
+        let flags = i32::from(unsafe { request.ifr_ifru.ifru_flags });
+        let both = libc::IFF_UP | libc::IFF_RUNNING;
+        Ok(flags & both == both)
     }
 
     /// What the kernel may leave undone in frames it gives; at most what the tap was opened with. Set it to what the

@@ -223,9 +223,10 @@ impl Vm {
             let fd = vm
                 .create_vcpu(id.into())
                 .map_err(kvm_call("KVM_CREATE_VCPU"))?;
+            caps::need_tsc_offset(&fd)?;
             fd.set_cpuid2(&cpu.for_vcpu(id, count)?)
                 .map_err(kvm_call("KVM_SET_CPUID2"))?;
-            sys::one_machine_check_bank(&fd).map_err(system("KVM_X86_SETUP_MCE"))?;
+            crate::sys::one_machine_check_bank(&fd).map_err(system("KVM_X86_SETUP_MCE"))?;
             let kept = MsrBuffer::new(listed.as_slice(), &fd);
             msrs.push(kept.map_err(system("list MSRs"))?);
             fds.push(fd);

@@ -129,10 +129,10 @@ impl MsrBuffer {
 
 /// What is asked for, of what KVM lists and of what it does not.
 fn candidates(listed: &[u32]) -> Vec<u32> {
-    let within = |index: &u32| move |range: &(u32, u32)| (range.0..=range.1).contains(index);
+    let elsewhere = |index: u32| ELSEWHERE.iter().any(|&(a, b)| (a..=b).contains(&index));
     let mut all: Vec<u32> = listed
         .iter()
-        .filter(|index| !ELSEWHERE.iter().any(within(index)) && !FEATURES.contains(index))
+        .filter(|index| !elsewhere(**index) && !FEATURES.contains(index))
         .chain(MACHINE_CHECK)
         .chain([&DEBUGCTL])
         .copied()

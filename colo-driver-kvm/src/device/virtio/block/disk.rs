@@ -137,6 +137,17 @@ impl Disk {
         self.failed.load(Ordering::Acquire)
     }
 
+    /// Lets the image count as sound again: all of it is about to be replaced.
+    pub fn forget_failure(&self) {
+        self.failed.store(false, Ordering::Release);
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Moves the marks of pages the guest wrote into `into` (OR; 64 pages a word, page 0 in bit 0) and forgets them.
     /// Read the pages after this call.
     pub fn take_dirty(&self, into: &mut [u64]) {
