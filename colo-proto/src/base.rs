@@ -20,6 +20,7 @@ use crate::{
         BootId, Command as MemberCommand, Health, Local, MemberEvent, MemberOutput, MemberState,
         Permit, Unprotected,
     },
+    output::FRAME_COST,
     ownership::Ownership,
     pairing::link::Link,
     stats::Stats,
@@ -357,7 +358,7 @@ impl Base {
 
     /// Whether so many bytes more would wait for the peer on Net, which may not read for a while.
     pub(crate) fn net_is_full(&self, more: usize) -> bool {
-        self.link.queued(Channel::Net) + more > self.config.hold_bytes
+        self.link.held(Channel::Net) + more + FRAME_COST > self.config.hold_bytes
     }
 
     pub(crate) fn send_control(&mut self, kind: Kind, number: u64) {

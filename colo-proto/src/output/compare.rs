@@ -8,6 +8,8 @@
 use alloc::collections::VecDeque;
 use bytes::Bytes;
 
+use super::weight;
+
 use crate::id::Epoch;
 
 /// Compares the output of the two guests since the last checkpoint.
@@ -70,7 +72,7 @@ impl Comparator {
     /// A frame of this host's guest, emitted since the checkpoint.
     pub fn ours(&mut self, frame: Bytes) {
         if self.diverged.is_none() {
-            self.bytes += frame.len();
+            self.bytes += weight(&frame);
             self.ours.push_back(frame);
             self.compare();
         }
@@ -80,7 +82,7 @@ impl Comparator {
     /// last checkpoint is ignored.
     pub fn theirs(&mut self, epoch: Epoch, frame: Bytes) {
         if self.diverged.is_none() && epoch == self.epoch {
-            self.bytes += frame.len();
+            self.bytes += weight(&frame);
             self.theirs.push_back(frame);
             self.compare();
         }
@@ -120,7 +122,7 @@ impl Comparator {
                 let at = u32::try_from(same.count()).unwrap_or(u32::MAX);
                 return self.diverge(Divergence::Payload { at });
             }
-            self.bytes -= ours.len() + theirs.len();
+            self.bytes -= weight(ours) + weight(theirs);
             self.matched += 1;
             self.ours.pop_front();
             self.theirs.pop_front();
@@ -142,7 +144,7 @@ impl Comparator {
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{super::FRAME_COST, *};
 
     proptest! {
         /// Equal output releases everything, whatever the interleaving; the first difference
@@ -177,7 +179,7 @@ mod tests {
 
     #[test]
     fn late_frames_are_ignored_and_the_bound_holds() {
-        let mut c = Comparator::new(10);
+        let mut c = Comparator::new(FRAME_COST + 10);
         c.commit(Epoch(2));
         c.theirs(Epoch(1), Bytes::from_static(b"old"));
         c.ours(Bytes::from_static(b"12345678"));

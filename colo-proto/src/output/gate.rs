@@ -4,6 +4,8 @@
 use alloc::collections::VecDeque;
 use bytes::Bytes;
 
+use super::weight;
+
 use crate::{machine::Output, member::Permit};
 
 /// Released frames waiting for a permit.
@@ -27,10 +29,10 @@ impl Gate {
     /// reached: the frame is lost, as on any wire, and transports repeat it.
     #[must_use]
     pub(crate) fn push(&mut self, frame: Bytes) -> bool {
-        if self.bytes + frame.len() > self.most_bytes {
+        if self.bytes + weight(&frame) > self.most_bytes {
             return false;
         }
-        self.bytes += frame.len();
+        self.bytes += weight(&frame);
         self.frames.push_back(frame);
         true
     }
@@ -39,7 +41,7 @@ impl Gate {
     pub(crate) fn poll(&mut self, permit: Option<Permit>) -> Option<Output> {
         let permit = permit?;
         let frame = self.frames.pop_front()?;
-        self.bytes -= frame.len();
+        self.bytes -= weight(&frame);
         Some(Output::ToWorld { frame, permit })
     }
 

@@ -3,6 +3,8 @@
 use alloc::collections::VecDeque;
 use bytes::Bytes;
 
+use super::weight;
+
 use crate::{id::Epoch, time::Instant};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -44,10 +46,10 @@ impl Held {
         inputs: u64,
         bytes: Bytes,
     ) -> Result<(), Bytes> {
-        if self.bytes + bytes.len() > self.most_bytes {
+        if self.bytes + weight(&bytes) > self.most_bytes {
             return Err(bytes);
         }
-        self.bytes += bytes.len();
+        self.bytes += weight(&bytes);
         self.frames.push_back(Frame {
             since,
             inputs,
@@ -114,14 +116,14 @@ impl Held {
 
     fn pop(&mut self) -> Option<Bytes> {
         let frame = self.frames.pop_front()?;
-        self.bytes -= frame.bytes.len();
+        self.bytes -= weight(&frame.bytes);
         Some(frame.bytes)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::FRAME_COST, *};
 
     fn push(held: &mut Held, since: u64, inputs: u64, text: &'static str) {
         let bytes = Bytes::from_static(text.as_bytes());
@@ -131,7 +133,7 @@ mod tests {
 
     #[test]
     fn agreement_releases_in_order_and_only_what_the_peer_could_repeat() {
-        let mut held = Held::new(100);
+        let mut held = Held::new(1000);
         held.commit(Epoch(1));
         push(&mut held, 1, 5, "a");
         push(&mut held, 1, 7, "b");
@@ -150,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_checkpoint_covers_what_was_said_before_its_capture() {
-        let mut held = Held::new(100);
+        let mut held = Held::new(1000);
         push(&mut held, 1, 0, "a");
         push(&mut held, 2, 0, "b");
         assert_eq!(held.release_covered(Epoch(2)).unwrap(), "a");
@@ -161,7 +163,7 @@ mod tests {
 
     #[test]
     fn the_bound_is_in_bytes() {
-        let mut held = Held::new(4);
+        let mut held = Held::new(FRAME_COST + 4);
         push(&mut held, 0, 0, "abc");
         assert!(held.filling());
         let back = held.push(Instant::ZERO, Epoch(0), 0, Bytes::from_static(b"de"));

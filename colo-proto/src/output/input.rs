@@ -6,12 +6,14 @@
 use alloc::collections::VecDeque;
 use bytes::Bytes;
 
+use super::{FRAME_COST, weight};
+
 /// The primary's side: numbers, and how far the secondary has stored. Keeps lengths, not frames.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct InputLog {
     last: u64,
     acked: u64,
-    /// Index and length of mirrored frames since the last cut.
+    /// Index and weight of mirrored frames since the last cut.
     since_cut: VecDeque<(u64, u32)>,
     bytes: usize,
     most_bytes: usize,
@@ -53,12 +55,13 @@ impl InputLog {
     /// then neither guest may see it, as if the wire had lost it.
     pub fn push(&mut self, len: usize, mirrored: bool) -> Option<Logged> {
         if mirrored {
-            if self.bytes + len > self.most_bytes {
+            // As the secondary counts it, which stores the frame.
+            let weight = u32::try_from(len + FRAME_COST).unwrap_or(u32::MAX);
+            if self.bytes + weight as usize > self.most_bytes {
                 return None;
             }
-            self.bytes += len;
-            let len = u32::try_from(len).unwrap_or(u32::MAX);
-            self.since_cut.push_back((self.last + 1, len));
+            self.bytes += weight as usize;
+            self.since_cut.push_back((self.last + 1, weight));
         }
         self.last += 1;
         let first = mirrored && !self.was_mirrored;
@@ -94,10 +97,10 @@ impl InputLog {
     /// those frames.
     pub fn cut(&mut self, cut: u64) {
         self.acked = self.acked.max(cut.min(self.last));
-        while let Some(&(index, len)) = self.since_cut.front()
+        while let Some(&(index, weight)) = self.since_cut.front()
             && index <= cut
         {
-            self.bytes -= len as usize;
+            self.bytes -= weight as usize;
             self.since_cut.pop_front();
         }
     }
@@ -170,10 +173,10 @@ impl StoredInputs {
                 expected: last.saturating_add(1),
             });
         }
-        if self.bytes + frame.len() > self.most_bytes {
+        if self.bytes + weight(&frame) > self.most_bytes {
             return Err(NotStored::Full);
         }
-        self.bytes += frame.len();
+        self.bytes += weight(&frame);
         self.last = Some(index);
         self.frames.push_back((index, frame));
         Ok(())
@@ -198,7 +201,7 @@ impl StoredInputs {
         while let Some((index, frame)) = self.frames.front()
             && *index <= cut
         {
-            self.bytes -= frame.len();
+            self.bytes -= weight(frame);
             self.frames.pop_front();
         }
         self.delivered = cut;
@@ -223,7 +226,7 @@ mod tests {
 
     #[test]
     fn frames_after_the_cut_are_given_again() {
-        let mut stored = StoredInputs::new(100);
+        let mut stored = StoredInputs::new(1000);
         for i in 4..8 {
             stored.push(i, Bytes::from_static(b"x")).unwrap();
         }
@@ -236,7 +239,7 @@ mod tests {
 
     #[test]
     fn gaps_and_floods_are_refused() {
-        let mut stored = StoredInputs::new(2);
+        let mut stored = StoredInputs::new(FRAME_COST + 2);
         stored.push(9, Bytes::from_static(b"x")).unwrap();
         let gap = stored.push(11, Bytes::from_static(b"x"));
         assert_eq!(gap, Err(NotStored::Gap { expected: 10 }));
@@ -246,7 +249,7 @@ mod tests {
 
     #[test]
     fn the_log_counts_only_what_the_peer_must_keep() {
-        let mut log = InputLog::new(10);
+        let mut log = InputLog::new(FRAME_COST + 10);
         let index = |logged: Option<Logged>| logged.map(|l| (l.index, l.first));
         assert_eq!(index(log.push(8, false)), Some((1, false)));
         assert_eq!(index(log.push(8, true)), Some((2, true)));

@@ -4,6 +4,8 @@
 use alloc::collections::VecDeque;
 use bytes::Bytes;
 
+use super::weight;
+
 /// The secondary's own output since the checkpoint, minus what the primary has let out.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Shadow {
@@ -26,7 +28,7 @@ impl Shadow {
 
     /// Keeps a frame; at the bound the oldest give way. False if any did.
     pub(crate) fn push(&mut self, frame: Bytes) -> bool {
-        self.bytes += frame.len();
+        self.bytes += weight(&frame);
         self.frames.push_back(frame);
         let before = self.first;
         while self.bytes > self.most_bytes {
@@ -56,7 +58,7 @@ impl Shadow {
 
     fn drop_first(&mut self) {
         if let Some(frame) = self.frames.pop_front() {
-            self.bytes -= frame.len();
+            self.bytes -= weight(&frame);
             self.first += 1;
         }
     }
@@ -64,17 +66,17 @@ impl Shadow {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::FRAME_COST, *};
 
     #[test]
     fn what_the_world_has_heard_is_not_said_again() {
-        let mut shadow = Shadow::new(4);
+        let mut shadow = Shadow::new(3 * (FRAME_COST + 1));
         for text in ["a", "b", "c"] {
             assert!(shadow.push(Bytes::from_static(text.as_bytes())));
         }
         shadow.released(2);
         assert_eq!(shadow.take(), ["c"]);
-        assert!(shadow.push(Bytes::from_static(b"1234")));
+        assert!(shadow.push(Bytes::from_static(&[0; 200])));
         assert!(
             !shadow.push(Bytes::from_static(b"5")),
             "the oldest gave way"

@@ -12,6 +12,7 @@ use crate::{
     error::{DecodeError, Misuse, PeerFault},
     id::Channel,
     machine::{Body, Demand, Sink, Transmit},
+    output::FRAME_COST,
     wire::{HEAD_LEN, Head, Kind},
 };
 
@@ -138,6 +139,12 @@ impl Link {
     /// Bytes queued on a channel and not handed out.
     pub(crate) fn queued(&self, channel: Channel) -> usize {
         self.lane(channel).map_or(0, |l| l.queued)
+    }
+
+    /// The same with what holding them takes: what counts against a bound on memory.
+    pub(crate) fn held(&self, channel: Channel) -> usize {
+        self.lane(channel)
+            .map_or(0, |l| l.queued + l.queue.len() * FRAME_COST)
     }
 
     /// Hands out queued messages, several small ones at once.
