@@ -60,6 +60,7 @@ fn a_configuration_that_cannot_be_used_is_one_line() {
 
 #[test]
 fn a_key_that_others_can_read_is_warned_of() {
+    let Some(_alone) = alone() else { return };
     let stage = stage();
     let key = stage.directory().join("pair.key");
     std::fs::set_permissions(&key, PermissionsExt::from_mode(0o644)).unwrap();
@@ -75,6 +76,82 @@ fn a_key_that_others_can_read_is_warned_of() {
     let (code, said) = colod_says(&["check", "--config", file.to_str().unwrap()]);
     assert_eq!(code, Some(0), "{said}");
     assert!(said.starts_with("colod: warning: pair.key_file"), "{said}");
+}
+
+#[test]
+fn check_says_no_wherever_a_start_would() {
+    let Some(_alone) = alone() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    std::fs::write(at("key"), b"0123456789abcdefghijklmnopqrstuv").unwrap();
+    std::fs::set_permissions(at("key"), PermissionsExt::from_mode(0o600)).unwrap();
+    std::fs::write(at("script"), "#!/bin/sh\n").unwrap();
+    std::fs::write(at("odd.img"), [0; 4096 + 512]).unwrap();
+    let good = "[vm]\nkernel = \"builtin:server\"\n[pair]\nnode = 1\n\
+         id = \"00000000000000000000000000000001\"\nkey_file = \"key\"\n\
+         listen = \"127.0.0.1:7800\"\npeer = \"127.0.0.2:7800\"\nstate_dir = \"s\"\n\
+         heartbeat = [{ listen = \"127.0.0.1:7801\", peer = \"127.0.0.2:7801\" }]\n\
+         [arbiter]\npath = \"arbiter\"\n[member]\ndetection = \"1200ms\"\n";
+    for (from, to, expected) in [
+        ("", "", None),
+        ("1200ms", "1min", None),
+        (
+            "builtin:server",
+            "script",
+            Some("kernel image is of no kind"),
+        ),
+        (
+            "[pair]",
+            "memory = \"64G\"\n[pair]",
+            Some("vm.memory is 64G, but this host has"),
+        ),
+        (
+            "[pair]",
+            "[disk]\npath = \"odd.img\"\n[pair]",
+            Some("odd.img has 4608 bytes, expected a multiple of 4096 in a pair"),
+        ),
+        (
+            "[pair]",
+            "[net]\nbackend = \"tap\"\ntap = \"colo-no\"\n[pair]",
+            Some("net.tap is colo-no, which is not there; make it"),
+        ),
+        (
+            "127.0.0.1:7800",
+            "192.0.2.1:7800",
+            Some("pair.listen listens at 192.0.2.1, which is no address of this host"),
+        ),
+        (
+            "127.0.0.1:7801",
+            "192.0.2.1:7801",
+            Some("pair.heartbeat listens at 192.0.2.1, which is no address"),
+        ),
+        (
+            "[member]",
+            "[control]\nsocket = \"no/dir/c.sock\"\n[member]",
+            Some("control.socket is "),
+        ),
+    ] {
+        assert!(good.contains(from), "{from}");
+        std::fs::write(at("vm.toml"), good.replacen(from, to, 1)).unwrap();
+        let (code, said) = colod_says(&["check", "--config", &at("vm.toml")]);
+        match expected {
+            None => assert_eq!((code, &*said), (Some(0), ""), "{to}"),
+            Some(expected) => {
+                assert_eq!(code, Some(1), "{to}");
+                assert!(said.contains(expected), "{said}");
+            }
+        }
+    }
+    let mut left: Vec<_> = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    left.sort();
+    assert_eq!(
+        left,
+        ["key", "odd.img", "script", "vm.toml"],
+        "nothing is made"
+    );
 }
 
 #[test]
@@ -126,6 +203,7 @@ fn a_demo_without_a_place_for_its_files_names_it_and_leaves_nothing() {
 
 #[test]
 fn a_full_disk_for_output_is_one_line() {
+    let Some(_alone) = alone() else { return };
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("vm.toml");
     std::fs::write(&file, "[vm]\nkernel = \"builtin:server\"\n").unwrap();

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use colo_proto::machine::ReplicationOp;
 use colo_proto::ram::PageSet;
 
 /// A virtual machine, as checkpoints need it. All calls come from one thread, the VMM's own.
@@ -56,4 +57,15 @@ pub trait Vm {
     /// # Errors
     /// When it could not be loaded; the machine is a mixture then and is not resumed.
     fn load(&mut self, state: &[u8]) -> Result<(), Self::Error>;
+
+    /// What the pair does, for disks that are replicated. When the end of protection
+    /// ([`ReplicationOp::Stop`]) returns, what was written to them is durable: the guest that goes on
+    /// here has been told so at the other host.
+    ///
+    /// # Errors
+    /// A disk failed.
+    fn replicate(&mut self, op: ReplicationOp) -> Result<(), Self::Error> {
+        let _ = op;
+        Ok(())
+    }
 }

@@ -216,9 +216,9 @@ impl<P: Pages, W: World> Guest for EmbeddedGuest<P, W> {
 
     fn sink(&mut self, sink: &Sink, into: &mut Vectors) -> Result<(), MemoryError> {
         let found = match sink {
-            Sink::Guest(runs) => {
+            Sink::Guest(runs) => self.world.make_room(runs).and_then(|()| {
                 iovecs(&self.pages, runs, &mut self.iovecs.0).map_err(|error| error.to_string())
-            }
+            }),
             Sink::Cache(runs) => {
                 let mut kept = lock(&self.incoming);
                 kept.staging

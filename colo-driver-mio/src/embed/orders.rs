@@ -116,7 +116,7 @@ impl<P: Pages> Orders<P> {
                     self.tracking = true;
                 }
             }
-            GuestOp::Replication(_) => {}
+            GuestOp::Replication(op) => vm.replicate(op).map_err(text)?,
             other => return Err(format!("{other:?} is not known here")),
         }
         Ok(done)

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use colo_proto::machine::Notify;
+use colo_proto::{id::PageRuns, machine::Notify};
 
 use crate::Wake;
 
@@ -30,6 +30,16 @@ pub trait World: Send {
     /// Says once where the VM lives now: gratuitous ARP and the like. It is called five times
     /// within 0.8 s after a takeover, for switches and clients that miss the first.
     fn announce(&mut self);
+
+    /// Pages are about to be received into `runs` of the guest's slots: a disk makes room for them,
+    /// since a map of a file without room says only that the address is bad.
+    ///
+    /// # Errors
+    /// There is no room, in words that name the place.
+    fn make_room(&mut self, runs: &PageRuns) -> Result<(), String> {
+        let _ = runs;
+        Ok(())
+    }
 
     /// Whose guest this is now, and what comparers want to know.
     fn notify(&mut self, notify: Notify) {

@@ -13,6 +13,8 @@ use crate::{
 
 /// A checkpoint over a slow link takes a while; a daemon that says nothing for this long hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The state of a large VM on a slow disk.
+const SAVE_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// Asks and prints.
 pub(crate) fn run(args: &CtlArgs) -> Result<ExitCode, Failure> {
@@ -23,7 +25,7 @@ pub(crate) fn run(args: &CtlArgs) -> Result<ExitCode, Failure> {
         let json = args.json || matches!(args.ask, Ask::Raw { .. });
         return events(client, &arguments, json);
     }
-    client.patience(PATIENCE)?;
+    alive(&mut client, PATIENCE)?;
     let answer = client.execute(&command, arguments)?;
     match (args.json, &args.ask) {
         (true, _) => say(answer)?,
@@ -38,9 +40,17 @@ pub(crate) fn run(args: &CtlArgs) -> Result<ExitCode, Failure> {
 pub(crate) fn save(args: &SaveArgs) -> Result<ExitCode, Failure> {
     let file = std::path::absolute(&args.file)?;
     let mut client = Client::connect(&args.socket)?;
+    alive(&mut client, SAVE_PATIENCE)?;
     client.execute("save", json!({ "file": file }))?;
     say(format_args!("{}: saved; the VM runs on", file.display()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Asks for what every daemon has at hand, so that one that is stopped is found out at once, and
+/// then has the patience for what may take a while.
+fn alive(client: &mut Client, then: Duration) -> Result<(), Failure> {
+    client.execute("query-colo-status", json!({}))?;
+    Ok(client.patience(then)?)
 }
 
 /// The command of the socket, and its arguments.

@@ -1,6 +1,7 @@
 //! `colod primary` and `colod secondary`: configuration → machine → loop, until it ends.
 
 use std::{
+    collections::BTreeMap,
     fmt::Display,
     fs,
     io::Read as _,
@@ -79,8 +80,6 @@ pub(crate) fn run(args: &DaemonArgs, start: Start) -> Result<ExitCode, Failure> 
     let boot = BootId(boot);
     let key = key(pair)?;
     let protocol = protocol(&config, pair, key, &built.vm)?;
-    fs::create_dir_all(&pair.state_dir)
-        .map_err(|error| format!("pair.state_dir {}: {error}", pair.state_dir.display()))?;
     let (store, record) = RecordStore::open(&pair.state_dir)?;
     let node = Node::new(protocol, start, boot, record, entropy, clock::now());
 
@@ -135,6 +134,20 @@ pub(crate) fn run(args: &DaemonArgs, start: Start) -> Result<ExitCode, Failure> 
     } else {
         ExitCode::SUCCESS
     })
+}
+
+/// Makes everything that a start makes of a configuration, but takes hold of nothing that a running
+/// daemon has: for `colod check`.
+pub(crate) fn rehearse(config: &Config) -> Result<(), Failure> {
+    let mut config = config.clone();
+    // A start may open it; here it would be made.
+    config.serial = config::Serial::default();
+    let mut built = build(&config)?;
+    built.rehearse_boot()?;
+    if let Some(pair) = &config.pair {
+        protocol(&config, pair, key(pair)?, &built.vm)?;
+    }
+    Ok(())
 }
 
 /// Ctrl-C: the VM goes on at the other host if it can; this process ends either way.
@@ -254,6 +267,7 @@ fn protocol(config: &Config, pair: &Pair, key: MacKey, vm: &Vm) -> Result<Protoc
         .stall(detection / 4)
         .hang(hang)
         .hang_in_checkpoint(hang + HANG_MORE)
+        .witness_silence((detection * 5 / 6).max(Duration::from_secs(10)))
         .penalty(detection);
     let protection = &config.protection;
     let shape = vm.shape();
@@ -286,7 +300,22 @@ fn shape_items(config: &Config, vm: &Vm) -> Vec<ShapeItem> {
     let cmdline = item("vm.cmdline", text_digest(&config.vm.cmdline));
     let net = network(&config.net);
     let items = [vcpus, disk, cmdline].into_iter().chain(net);
-    items.chain(processor(vm)).collect()
+    items
+        .chain(processor(vm))
+        .chain(registers(&vm.msrs()))
+        .collect()
+}
+
+/// The registers that a checkpoint carries, 256 numbers an item: a host whose KVM keeps others is
+/// told which, and not at the first checkpoint.
+fn registers(msrs: &[u32]) -> Vec<ShapeItem> {
+    let mut groups: BTreeMap<u32, String> = BTreeMap::new();
+    for msr in msrs {
+        let group = groups.entry(msr >> 8).or_default();
+        *group += &format!("{:02x}", msr & 0xff);
+    }
+    let item = |(group, numbers)| item(&format!("MSRs {group:#x}.."), numbers);
+    groups.into_iter().map(item).collect()
 }
 
 /// A text in a few characters: as it is if it is short, else its length and a sum.
@@ -357,6 +386,19 @@ fn random() -> Result<[u64; 2], Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn registers_are_told_in_groups_that_fit_an_item() {
+        let told = registers(&[0x48, 0x400, 0x401, 0x4b56_4d06]);
+        let told: Vec<String> = told
+            .iter()
+            .map(|i| format!("{} {}", i.name, i.value))
+            .collect();
+        assert_eq!(
+            told,
+            ["MSRs 0x0.. 48", "MSRs 0x4.. 0001", "MSRs 0x4b564d.. 06"]
+        );
+    }
 
     #[test]
     fn a_card_that_differs_is_told_by_the_key_that_does() {

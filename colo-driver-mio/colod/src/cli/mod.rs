@@ -68,6 +68,7 @@ fn check(args: &args::ConfigArgs) -> Result<ExitCode, Failure> {
     for warning in config.warnings() {
         say::complain(format_args!("colod: warning: {warning}"));
     }
+    daemon::rehearse(&config)?;
     let pair = match &config.pair {
         Some(pair) => format!("node {} of pair {}", pair.node, pair.id),
         None => "no pair, so only `colod run` can use it".into(),

@@ -1,4 +1,5 @@
-//! Ctrl-C and TERM: the first asks for an orderly end, the second ends at once.
+//! Ctrl-C and TERM: the first asks for an orderly end, the second ends at once. HUP, which a closed
+//! terminal and a log rotation send, opens the log file anew and ends nothing.
 
 use std::{
     io,
@@ -14,8 +15,13 @@ use signal_hook::{
     iterator::{Handle, Signals},
 };
 
+use crate::cli::logging;
+
 /// Exit status after Ctrl-C, as shells expect it.
 pub(crate) const INTERRUPTED: u8 = 130;
+
+/// What asks for an end.
+const ENDING: &[i32] = &[SIGINT, SIGTERM];
 
 /// Remembers whether the user wants an end, and tells someone.
 #[derive(Debug)]
@@ -34,10 +40,10 @@ impl Interrupt {
     /// The handlers cannot be installed.
     pub(crate) fn start(tell: impl Fn() + Send + 'static) -> io::Result<Self> {
         // Whoever is told first: a signal that comes before the flags are in place is not lost.
-        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+        let mut signals = Signals::new(ENDING.iter().chain(&[SIGHUP]))?;
         let handle = signals.handle();
         let (came, told) = (Arc::default(), Arc::<AtomicBool>::default());
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
+        for &signal in ENDING {
             // Order matters: the exit looks at the flag before the next line sets it.
             flag::register_conditional_shutdown(signal, i32::from(INTERRUPTED), Arc::clone(&came))?;
             flag::register(signal, Arc::clone(&came))?;
@@ -46,9 +52,13 @@ impl Interrupt {
         std::thread::Builder::new()
             .name("signals".into())
             .spawn(move || {
-                if signals.forever().next().is_some() {
+                for signal in signals.forever() {
+                    if signal == SIGHUP {
+                        logging::reopen();
+                        continue;
+                    }
                     telling.store(true, Ordering::Relaxed);
-                    tell();
+                    return tell();
                 }
             })?;
         Ok(Self { came, told, handle })
@@ -68,7 +78,12 @@ impl Drop for Interrupt {
 
 #[cfg(test)]
 mod tests {
-    use super::INTERRUPTED;
+    use super::{ENDING, INTERRUPTED, SIGHUP};
+
+    #[test]
+    fn a_closed_terminal_ends_no_daemon() {
+        assert!(!ENDING.contains(&SIGHUP));
+    }
 
     #[test]
     fn the_documented_unit_sends_one_signal_and_takes_its_status_for_success() {

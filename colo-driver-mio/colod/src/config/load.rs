@@ -232,6 +232,7 @@ mod tests {
         let key = dir.path().join("key");
         fs::write(&key, b"0123456789abcdefghijklmnopqrstuv").unwrap();
         config.vm.kernel = "builtin:server".into();
+        config.net.tap = Some("lo".into());
         config.pair.as_mut().unwrap().key_file = Some(key);
         config.serial.path = Some(dir.path().join("serial.log"));
         config.check(Purpose::Pair, "vm.toml").unwrap();

@@ -3,6 +3,8 @@
 
 use std::{
     fs::{self, File, Metadata},
+    io::ErrorKind,
+    net::{IpAddr, UdpSocket},
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
@@ -12,6 +14,10 @@ use super::{
     check::{Wrong, wrong},
 };
 use colo_driver_mio::record;
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketType, netdevice::name_to_index},
+};
 
 /// Longest path of a Unix socket.
 const SOCKET_MOST: usize = 107;
@@ -30,6 +36,14 @@ impl Config {
         if let Some(path) = &self.control.socket {
             short("control.socket", path)?;
             socket("control.socket", path)?;
+            // The daemon makes the directory of the socket, and none above it.
+            let parent = directory(path);
+            if !parent.exists() {
+                in_directory("control.socket", parent)?;
+            }
+        }
+        if let (Backend::Tap, Some(name)) = (self.net.backend, &self.net.tap) {
+            interface("net.tap", name)?;
         }
         for (key, path) in [
             ("serial.path", &self.serial.path),
@@ -53,8 +67,15 @@ impl Config {
                     short(key, path)?;
                 }
             }
-            if let Endpoint::Unix(path) = &pair.listen {
-                socket("pair.listen", path)?;
+            match &pair.listen {
+                Endpoint::Unix(path) => {
+                    socket("pair.listen", path)?;
+                    in_directory("pair.listen", path)?;
+                }
+                Endpoint::Tcp(at) => local("pair.listen", at.ip())?,
+            }
+            for path in &pair.heartbeat {
+                local("pair.heartbeat", path.listen.ip())?;
             }
             if let Ok(meta) = fs::metadata(&pair.state_dir)
                 && !meta.is_dir()
@@ -117,6 +138,34 @@ impl Config {
             })
         });
         open.into_iter().collect()
+    }
+}
+
+/// An interface that is there: one that a daemon made for itself would be in no bridge.
+fn interface(key: &'static str, name: &str) -> Result<(), Wrong> {
+    let known = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)
+        .and_then(|socket| name_to_index(&socket, name));
+    match known {
+        Err(Errno::NODEV) => wrong(
+            key,
+            format!(
+                "is {name}, which is not there; make it and put it into its bridge: \
+                 ip tuntap add {name} mode tap && ip link set {name} up master BRIDGE"
+            ),
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// An address of this host.
+fn local(key: &'static str, at: IpAddr) -> Result<(), Wrong> {
+    // Any port: the one that is meant may be a running daemon's.
+    match UdpSocket::bind((at, 0)) {
+        Err(error) if error.kind() == ErrorKind::AddrNotAvailable => wrong(
+            key,
+            format!("listens at {at}, which is no address of this host"),
+        ),
+        _ => Ok(()),
     }
 }
 

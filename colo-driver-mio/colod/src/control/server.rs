@@ -62,6 +62,13 @@ impl Server {
     /// `AddrInUse` when a daemon answers there, or it is a file of another kind; else why the file
     /// cannot be made.
     pub fn start(path: &Path, operator: Arc<dyn Operator>, hub: Hub) -> io::Result<Self> {
+        if let Some(directory) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+            // Of directories such as /run/colo nothing is left after a boot.
+            match fs::create_dir(directory) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+        }
         remove_stale(path, |path| UnixStream::connect(path).map(drop))?;
         let listener = Arc::new(UnixListener::bind(path)?);
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use crate::config::{self, Backend, Config, Console};
+use crate::config::{self, Backend, Config, Console, Size};
 use colo_driver_kvm::{
     boot::{self, Boot},
     caps::Host,
@@ -45,6 +45,12 @@ impl Served {
         let disk = disk.map(|disk| lock(disk).wake_fd().as_raw_fd());
         disk.into_iter()
             .chain([lock(&self.entropy).wake_fd().as_raw_fd()])
+    }
+
+    /// The image of the disk, to be used without the device.
+    pub(super) fn image(&self) -> Option<Arc<Disk>> {
+        let disk = self.disk.as_ref()?;
+        Some(Arc::clone(lock(disk).device().disk()))
     }
 
     pub(super) fn serve(&self) {
@@ -96,16 +102,22 @@ impl Image {
 
     /// Puts the kernel into the machine's memory.
     pub(super) fn boot(&self, vm: &mut Vm) -> Result<(), Failure> {
-        vm.boot(&Boot {
+        let booted = vm.boot(&Boot {
             kernel: &self.kernel,
             initrd: self.initrd.as_deref(),
             cmdline: &self.cmdline,
-        })?;
+        });
+        booted.map_err(|error| format!("the kernel cannot be booted: {error}"))?;
         Ok(())
     }
 }
 
 impl Built {
+    /// Puts the kernel where a start as primary would. The machine is of no use afterwards.
+    pub(crate) fn rehearse_boot(&mut self) -> Result<(), Failure> {
+        self.image.boot(&mut self.vm)
+    }
+
     /// Makes the machine what `colod save` wrote, instead of booting it.
     pub(crate) fn restore(&mut self, state: &Path) -> Result<(), Failure> {
         self.vm.restore(state)?;
@@ -118,6 +130,7 @@ impl Built {
 pub(crate) fn build(config: &Config) -> Result<Built, Failure> {
     let host = Host::open()?;
     let image = Image::read(config)?;
+    enough_memory(config.vm.memory, host_memory())?;
     let mut vm = Vm::new(
         &host,
         &VmConfig {
@@ -144,8 +157,11 @@ pub(crate) fn build(config: &Config) -> Result<Built, Failure> {
     let card = (config.net.backend != Backend::None)
         .then(|| card(&mut vm, config))
         .transpose()?;
+    let paired = config.pair.is_some();
     let disk = config.disk.as_ref();
-    let disk = disk.map(|disk| attach_disk(&mut vm, disk)).transpose()?;
+    let disk = disk
+        .map(|disk| attach_disk(&mut vm, disk, paired))
+        .transpose()?;
     let line = Irq::new()?;
     let ram = vm.memory().ram().clone();
     let entropy = Virtio::new("virtio-rng0", Rng::new(), ram, line.clone())?;
@@ -162,8 +178,41 @@ pub(crate) fn build(config: &Config) -> Result<Built, Failure> {
     })
 }
 
-fn attach_disk(vm: &mut Vm, disk: &config::Disk) -> Result<Arc<Mutex<Virtio<Block>>>, Failure> {
+/// Guest memory that the host has not got would be found missing by the kernel's choice of a process
+/// to kill.
+fn enough_memory(guest: Size, host: Option<Size>) -> Result<(), Failure> {
+    match host {
+        Some(host) if guest > host => {
+            Err(format!("vm.memory is {guest}, but this host has {host} in all").into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// All memory of this host, if it says so.
+fn host_memory() -> Option<Size> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    // In whole mebibytes, as people write sizes.
+    Some(Size(kib >> 10 << 20))
+}
+
+fn attach_disk(
+    vm: &mut Vm,
+    disk: &config::Disk,
+    paired: bool,
+) -> Result<Arc<Mutex<Virtio<Block>>>, Failure> {
     let image = Arc::new(Disk::open(&disk.path, disk.readonly)?);
+    if paired && !disk.readonly && image.map().is_none() {
+        let (path, len) = (disk.path.display(), image.len());
+        return Err(format!(
+            "disk.path {path} has {len} bytes, expected a multiple of 4096 in a pair, on a file system or device that can be mapped"
+        )
+        .into());
+    }
     let line = Irq::new()?;
     let ram = vm.memory().ram().clone();
     let block = Block::new(Arc::clone(&image), "disk0");
@@ -203,5 +252,20 @@ fn console(config: &Config) -> Result<Sink, Failure> {
         (Console::File, Some(path)) => Sink::file(path)
             .map_err(|error| format!("serial.path {}: {error}", path.display()).into()),
         _ => Ok(Sink::null()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_the_host_has_not_got_is_refused_with_both_sizes() {
+        let (host, guest) = (Size(23 << 30), Size(63 << 30));
+        let error = enough_memory(guest, Some(host)).unwrap_err().to_string();
+        assert_eq!(error, "vm.memory is 63G, but this host has 23G in all");
+        enough_memory(host, Some(host)).unwrap();
+        enough_memory(guest, None).unwrap();
+        assert!(host_memory().unwrap() > Size(16 << 20));
     }
 }

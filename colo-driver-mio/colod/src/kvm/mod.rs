@@ -39,9 +39,8 @@ pub(crate) fn guest(
     built: Built,
     on_end: impl FnMut(Option<Ended>) + Send + 'static,
 ) -> Result<(KvmGuest, Orders), Failure> {
-    let card = built.card.clone();
-    let port = worker::port(card.as_ref());
-    let outside = Outside::open(config, card, built.console.clone())?;
+    let port = worker::port(built.card.as_ref());
+    let outside = Outside::open(config, &built)?;
     let (guest, orders) = embed(built.vm.memory().clone(), port, outside)?;
     let orders = worker::start(built, orders, on_end)?;
     Ok((guest, orders))

@@ -3,17 +3,25 @@
 use std::{
     net::IpAddr,
     os::fd::{AsRawFd as _, RawFd},
+    sync::Arc,
     time::Duration,
 };
 
 use bytes::Bytes;
-use colo_driver_kvm::device::{Sink, virtio::Offloads};
+use colo_driver_kvm::device::{
+    Sink,
+    virtio::{Disk, Offloads},
+};
 use colo_driver_mio::embed::{Port, World};
-use colo_proto::{id::Epoch, machine::Notify, output::announce};
+use colo_proto::{
+    id::{Epoch, PageRuns},
+    machine::Notify,
+    output::announce,
+};
 
 use super::{
     backend::{self, Backend, offloads},
-    build::Card,
+    build::{Built, Card, DISK},
     worker::lock,
 };
 use crate::{cli::Failure, config::Config};
@@ -65,21 +73,19 @@ pub(crate) struct Outside {
     /// What the backend was told the guest can do.
     offloads: Offloads,
     console: Sink,
+    disk: Option<Arc<Disk>>,
 }
 
 impl Outside {
-    pub(super) fn open(
-        config: &Config,
-        card: Option<Card>,
-        console: Sink,
-    ) -> Result<Self, Failure> {
+    pub(super) fn open(config: &Config, built: &Built) -> Result<Self, Failure> {
         Ok(Self {
+            disk: built.served.image(),
             backend: Backend::open(&config.net)?,
             buffer: backend::buffer(),
             announcements: announcements(config),
-            card,
+            card: built.card.clone(),
             offloads: Offloads::default(),
-            console,
+            console: built.console.clone(),
         })
     }
 }
@@ -117,6 +123,16 @@ impl World for Outside {
         for frame in &self.announcements {
             self.backend.send(frame);
         }
+    }
+
+    fn make_room(&mut self, runs: &PageRuns) -> Result<(), String> {
+        let Some(disk) = &self.disk else {
+            return Ok(());
+        };
+        let mut disks = runs.iter().filter(|run| run.slot == DISK);
+        disks
+            .try_for_each(|run| disk.make_room(run.first, run.pages.get()))
+            .map_err(|error| error.to_string())
     }
 
     fn notify(&mut self, notify: Notify) {

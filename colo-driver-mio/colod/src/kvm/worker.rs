@@ -16,7 +16,7 @@ use colo_driver_mio::{
     Wake,
     embed::{self, Vm as _},
 };
-use colo_proto::ram::PageSet;
+use colo_proto::{id::Role, machine::ReplicationOp, ram::PageSet};
 use mio::{Events, Interest, Poll, Token, unix::SourceFd};
 
 use super::build::{Built, Image, Served};
@@ -145,7 +145,7 @@ impl Owner {
         loop {
             let done = match inbox.try_recv() {
                 Ok(Order::Pause) => self.pause(),
-                Ok(Order::Resume) => self.resume(),
+                Ok(Order::Resume) => self.boot_or_go_on(),
                 Ok(Order::Save(path, answer)) => {
                     let saved = self.write(&path).map_err(|failure| failure.to_string());
                     let _gone = answer.send(saved);
@@ -157,6 +157,14 @@ impl Owner {
                 (self.on_end)(Some(Ended::Failed(failure.to_string())));
             }
         }
+    }
+
+    fn boot_or_go_on(&mut self) -> Result<(), Failure> {
+        if self.fresh {
+            self.image.boot(&mut self.vm)?;
+            self.fresh = false;
+        }
+        Ok(self.vm.resume()?)
     }
 
     fn track(&mut self) -> Result<(), Failure> {
@@ -202,11 +210,26 @@ impl embed::Vm for Owner {
     }
 
     fn resume(&mut self) -> Result<(), Failure> {
-        if self.fresh {
-            self.image.boot(&mut self.vm)?;
-            self.fresh = false;
+        let resumed = self.boot_or_go_on();
+        if let Err(failure) = &resumed {
+            // Nobody will try again: where the guest is the VM, the daemon ends with this.
+            (self.on_end)(Some(Ended::Failed(failure.to_string())));
         }
-        Ok(self.vm.resume()?)
+        resumed
+    }
+
+    fn replicate(&mut self, op: ReplicationOp) -> Result<(), Failure> {
+        let Some(disk) = self.served.image() else {
+            return Ok(());
+        };
+        match op {
+            // All of it is about to be written.
+            ReplicationOp::Start(Role::Secondary) => disk.forget_failure(),
+            // What the guest flushed at the primary was only written here.
+            ReplicationOp::Stop { .. } if disk.has_unflushed() => disk.flush()?,
+            _ => {}
+        }
+        Ok(())
     }
 
     fn running(&self) -> bool {
