@@ -140,7 +140,7 @@ impl Vmm for Toy {
             // Write, fsync, rename, fsync the directory.
             Output::Persist(id, _record) => Some(Input::Persisted(id)),
             // Gratuitous ARP from the guest's addresses.
-            Output::Announce => None,
+            Output::Announce(_) => None,
             // Reset the comparer's or filters' own state.
             Output::Notify(_) => None,
             // Back to the operator who asked.

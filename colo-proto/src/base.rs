@@ -7,26 +7,25 @@ use core::time::Duration;
 use crate::{
     command::{Answer, CommandId, Refusal},
     config::Config,
-    error::{Misuse, PeerFault},
-    event::{Event, PeerLost},
+    error::Misuse,
+    event::{Cause, Event, PeerLost},
     failover::Failover,
     guest_ops::GuestOps,
-    id::{Channel, Epoch, Generation, Role, Slot},
-    machine::{
-        Deadline, Demand, GuestDone, GuestOp, Input, Notify, Output, ReplicationOp, TimerKind,
-        Transmit,
-    },
+    id::{Channel, Epoch, Role, Slot},
+    machine::{Deadline, GuestDone, GuestOp, Input, Notify, Output, ReplicationOp, TimerKind},
     member::{
         BootId, Command as MemberCommand, Health, Local, MemberEvent, MemberOutput, MemberState,
         Permit, Unprotected,
     },
-    output::FRAME_COST,
+    operator::{Standing, Until, WAITING_MOST, Waiters},
+    output::News,
     ownership::Ownership,
-    pairing::link::Link,
+    pairing::Link,
+    protection::Protection,
     stats::Stats,
-    status::{Mode, Status},
+    status::{ColoMode, FailoverStatus, Mode, Status},
     time::Instant,
-    wire::{Head, Kind, encode_reasons},
+    wire::{HEAD_LEN, Head, Kind},
 };
 
 /// The part of a machine that outlives a change of role.
@@ -42,10 +41,6 @@ pub(crate) struct Base {
     pub(crate) failover: Failover,
     /// Newest epoch captured (primary) or loaded (secondary).
     pub(crate) epoch: Epoch,
-    /// The ownership this pairing began under; stamped on every message.
-    pub(crate) pairing: Generation,
-    /// The peer's process, from its hello.
-    pub(crate) peer: Option<BootId>,
     pub(crate) wanted_mode: Mode,
     /// An operator's `stop`.
     pub(crate) stopped: bool,
@@ -63,46 +58,12 @@ pub(crate) struct Base {
     risk: Option<(Unprotected, Instant, bool)>,
     /// The member took the VM away from this host.
     pub(crate) fenced: bool,
-    /// Control is kept only until what is queued on it was sent, and no longer than this.
-    pub(crate) drain_until: Option<Instant>,
-    /// When something last moved in the current phase.
-    pub(crate) progress: Instant,
-    /// When a frame for the peer last moved, if any waits on Net.
-    frames: Option<Instant>,
-    pub(crate) waiting: Vec<Waiting>,
+    waiting: Waiters,
     pub(crate) stats: Stats,
 }
 
-/// A command that is being carried out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Waiting {
-    pub(crate) id: CommandId,
-    pub(crate) until: Until,
-    /// When whoever waits is told that it has not happened.
-    limit: Instant,
-}
-
-/// What answers a waiting command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Until {
-    /// A checkpoint is complete: of this epoch or a later one.
-    Checkpoint(Epoch),
-    /// This host owns the VM alone.
-    Alone,
-    /// The peer owns the VM.
-    HandedOver,
-    /// The guest is stopped.
-    Stopped,
-}
-
-/// What a peer is told that does not take frames.
-pub(crate) const FRAMES_STUCK: &str = "no frame was taken in time";
-
 /// How long protection may be in doubt before it is said: what passes by itself alarms nobody.
 const RISK_LASTS: Duration = Duration::from_secs(1);
-
-/// Most commands in progress at once; more are refused.
-const WAITING_MOST: usize = 64;
 
 impl Base {
     pub(crate) fn new(
@@ -115,13 +76,11 @@ impl Base {
             boot,
             now,
             out: VecDeque::new(),
-            link: Link::new(&config),
+            link: Link::new(&config, now),
             guest_ops: GuestOps::new(false),
             member: member.into(),
             failover: Failover::default(),
             epoch: Epoch(0),
-            pairing: Generation(0),
-            peer: None,
             wanted_mode: config.mode,
             stopped: false,
             broken: false,
@@ -131,10 +90,7 @@ impl Base {
             used: false,
             risk: None,
             fenced: false,
-            drain_until: None,
-            progress: now,
-            frames: None,
-            waiting: Vec::new(),
+            waiting: Waiters::default(),
             stats: Stats::default(),
             config,
         }
@@ -163,24 +119,6 @@ impl Base {
         self.answer(id, Answer::Refused(why));
     }
 
-    /// `xen-set-replication`, which means the same in both roles.
-    pub(crate) fn xen_set_replication(
-        &mut self,
-        id: CommandId,
-        enable: bool,
-        role: Role,
-        failover: Option<bool>,
-    ) {
-        let op = match (enable, failover) {
-            (true, Some(_)) => return self.refuse(id, Refusal::FailoverOnlyForStop),
-            (true, None) => ReplicationOp::Start(role),
-            (false, failover) => ReplicationOp::Stop {
-                failover: failover.unwrap_or(false),
-            },
-        };
-        self.replicate(id, op);
-    }
-
     /// Does what an operator wants of block replication.
     pub(crate) fn replicate(&mut self, id: CommandId, op: ReplicationOp) {
         if self.guest_ops.asked_for() >= WAITING_MOST {
@@ -204,6 +142,14 @@ impl Base {
     pub(crate) fn answer_stopped(&mut self) {
         if self.guest_ops.idle_and_stopped() {
             self.answer_waiting(Until::Stopped, Answer::Done);
+        }
+    }
+
+    /// The guest could not be stopped: who wanted it is told, and it is not stopped behind their back.
+    pub(crate) fn refuse_stop(&mut self) {
+        if self.waits(Until::Stopped) {
+            self.stopped = false;
+            self.answer_waiting(Until::Stopped, Answer::Refused(Refusal::GuestFailed));
         }
     }
 
@@ -231,13 +177,8 @@ impl Base {
 
     /// No command waits for ever, whatever it waits for.
     fn end_waiting(&mut self) {
-        let now = self.now;
-        for waiting in core::mem::take(&mut self.waiting) {
-            if now < waiting.limit {
-                self.waiting.push(waiting);
-            } else {
-                self.refuse(waiting.id, Refusal::TookTooLong);
-            }
+        while let Some(id) = self.waiting.overdue(self.now) {
+            self.refuse(id, Refusal::TookTooLong);
         }
     }
 
@@ -279,13 +220,14 @@ impl Base {
         self.local(Local::Health(health));
     }
 
-    /// Remembers a command; refuses it if too many are being carried out.
-    pub(crate) fn wait(&mut self, id: CommandId, until: Until) {
-        if self.waiting.len() >= WAITING_MOST {
-            return self.refuse(id, Refusal::InProgress);
-        }
+    /// Remembers a command that is answered later. False if too many wait: it was refused.
+    pub(crate) fn wait(&mut self, id: CommandId, until: Until) -> bool {
         let limit = self.now + self.config.stall * 3;
-        self.waiting.push(Waiting { id, until, limit });
+        let room = self.waiting.wait(id, until, limit);
+        if !room {
+            self.refuse(id, Refusal::InProgress);
+        }
+        room
     }
 
     /// Answers every command that waited for this.
@@ -304,21 +246,16 @@ impl Base {
     /// Whether a command waits for a checkpoint after this.
     pub(crate) fn awaits_checkpoint_after(&self, epoch: Epoch) -> bool {
         self.waiting
-            .iter()
-            .any(|w| matches!(w.until, Until::Checkpoint(least) if least > epoch))
+            .any(|waits| matches!(waits, Until::Checkpoint(least) if least > epoch))
     }
 
     pub(crate) fn waits(&self, until: Until) -> bool {
-        self.waiting.iter().any(|w| w.until == until)
+        self.waiting.any(|waits| waits == until)
     }
 
     fn answer_all(&mut self, is: impl Fn(Until) -> bool, answer: Answer) {
-        for waiting in core::mem::take(&mut self.waiting) {
-            if is(waiting.until) {
-                self.answer(waiting.id, answer);
-            } else {
-                self.waiting.push(waiting);
-            }
+        while let Some(id) = self.waiting.take(&is) {
+            self.answer(id, answer);
         }
     }
 
@@ -327,7 +264,7 @@ impl Base {
         if let Some(output) = self.out.pop_front() {
             return Some(output);
         }
-        let op = self.guest_ops.poll(should_run)?;
+        let op = self.guest_ops.poll(self.now, should_run)?;
         self.begun = self.now;
         self.used |= matches!(op, GuestOp::Resume | GuestOp::CommitRam { .. });
         Some(Output::Guest(op))
@@ -345,111 +282,38 @@ impl Base {
 
     // ---- messages -----------------------------------------------------------------------------
 
-    pub(crate) fn head(&self, kind: Kind, number: u64) -> Head {
-        Head::new(kind, self.pairing, number)
-    }
-
     pub(crate) fn send(&mut self, channel: Channel, head: Head, body: &[u8]) {
-        self.link.send(channel, head.with_body(body));
-        if channel == Channel::Net && self.link.is_up(channel) {
-            self.frames.get_or_insert(self.now);
-        }
-    }
-
-    /// Whether so many bytes more would wait for the peer on Net, which may not read for a while.
-    pub(crate) fn net_is_full(&self, more: usize) -> bool {
-        self.link.held(Channel::Net) + more + FRAME_COST > self.config.hold_bytes
+        self.link.send(self.now, channel, head, body);
     }
 
     pub(crate) fn send_control(&mut self, kind: Kind, number: u64) {
-        let head = self.head(kind, number);
+        let head = self.link.head(kind, number);
         self.send(Channel::Control, head, &[]);
     }
 
     /// Tells the peer why it is left, as far as it can still be told.
     pub(crate) fn send_leave(&mut self, why: &str) {
-        let body = encode_reasons(&[String::from(why)]);
-        let head = self.head(Kind::Leave, 0);
-        self.send(Channel::Control, head, &body);
+        let why = [String::from(why)];
+        self.link.send_reasons(self.now, Kind::Leave, &why);
     }
 
     pub(crate) fn refuse_peer(&mut self, reasons: Vec<String>) {
-        let body = encode_reasons(&reasons);
-        let head = self.head(Kind::Refuse, 0);
-        self.send(Channel::Control, head, &body);
+        self.link.send_reasons(self.now, Kind::Refuse, &reasons);
         self.event(Event::PeerRefused { reasons });
     }
 
-    /// A message of another ownership has nothing to say here.
-    pub(crate) fn check_generation(&self, head: &Head) -> Result<(), PeerFault> {
-        if head.generation == self.pairing {
-            return Ok(());
-        }
-        Err(PeerFault::OtherGeneration {
-            message: head.kind.name(),
-            got: head.generation,
-            expected: self.pairing,
-        })
-    }
-
     /// Closes every channel, sending first what is queued on Control.
-    ///
-    /// A driver stops asking for bytes once it is told to hang up, so Control goes only when its
-    /// last message was taken, or when the link has shown that it takes nothing.
     pub(crate) fn hang_up(&mut self) {
-        for channel in self.link.up_channels() {
-            if channel == Channel::Control && self.link.queued(channel) > 0 {
-                self.drain_until = Some(self.now + self.config.handshake);
-                continue;
-            }
+        for channel in self.link.hang_up(self.now) {
             self.push(Output::HangUp(channel));
-            let _known = self.link.down(channel);
         }
-        self.peer = None;
-        self.frames = None;
     }
 
     /// Closes Control when its last message was taken, or cannot be.
     fn end_draining(&mut self) {
-        let Some(until) = self.drain_until else {
-            return;
-        };
-        if self.now >= until || self.link.is_flushed(Channel::Control) {
-            self.drain_until = None;
+        if self.link.has_drained(self.now) {
             self.push(Output::HangUp(Channel::Control));
-            let _known = self.link.down(Channel::Control);
         }
-    }
-
-    /// Whether what arrives on the channel has no meaning any more: it is only kept until its
-    /// last message was taken.
-    pub(crate) fn draining(&self, channel: Channel) -> bool {
-        self.drain_until.is_some() && channel == Channel::Control
-    }
-
-    /// A connection begins; the draining of an older one is void.
-    pub(crate) fn connected(&mut self, channel: Channel) -> Result<(), Misuse> {
-        self.drain_until = self.drain_until.filter(|_| channel != Channel::Control);
-        self.link.up(channel)
-    }
-
-    /// A connection ended.
-    pub(crate) fn disconnected(&mut self, channel: Channel) -> Result<(), Misuse> {
-        self.drain_until = self.drain_until.filter(|_| channel != Channel::Control);
-        self.link.down(channel)
-    }
-
-    pub(crate) fn demand(&self, channel: Channel) -> Demand {
-        if self.draining(channel) {
-            return Demand::Pause;
-        }
-        self.link.demand(channel)
-    }
-
-    pub(crate) fn poll_queued(&mut self, channel: Channel, budget: usize) -> Option<Transmit> {
-        let transmit = self.link.poll_queued(channel, budget)?;
-        self.link.handed_out(channel, &transmit);
-        Some(transmit)
     }
 
     // ---- inputs that mean the same in both roles --------------------------------------------
@@ -496,17 +360,12 @@ impl Base {
                 Ok(None)
             }
             Input::Sent(channel, n) => {
-                self.link.sent(channel, n)?;
+                self.link.sent(self.now, channel, n)?;
                 self.end_draining();
-                if channel == Channel::Net {
-                    let waits = !self.link.is_flushed(channel);
-                    self.frames = waits.then_some(self.now);
-                }
-                self.moved(channel);
                 Ok(None)
             }
             Input::Bytes(channel, _) | Input::Placed(channel, _) | Input::Frame(channel, _)
-                if self.draining(channel) =>
+                if self.link.is_draining(channel) =>
             {
                 Ok(None)
             }
@@ -526,7 +385,6 @@ impl Base {
             MemberOutput::ReadRegister { request } => self.push(Output::ReadArbiter(request)),
             MemberOutput::Fence { delay } => self.push(Output::Fence(delay)),
             MemberOutput::Persist { id, record } => self.push(Output::Persist(id, record)),
-            MemberOutput::Announce => self.push(Output::Announce),
             MemberOutput::Event(event) => {
                 match event {
                     MemberEvent::Refused { command, state } => {
@@ -618,50 +476,84 @@ impl Base {
             at,
             why: TimerKind::Member,
         });
-        let draining = self.drain_until.map(|at| Deadline {
-            at,
-            why: TimerKind::Handshake,
-        });
-        let frames = self.frames.map(|since| Deadline {
-            at: since + self.config.stall,
-            why: TimerKind::Stall,
-        });
         others
             .into_iter()
-            .chain([member, draining, frames])
+            .chain(self.link.deadlines())
+            .chain([member])
             .flatten()
             .min_by_key(|d| d.at)
     }
 
-    /// Something moved. Frames of clients do not count: no phase waits for them.
-    pub(crate) fn moved(&mut self, channel: Channel) {
-        if channel != Channel::Net {
-            self.progress = self.now;
-        }
-    }
-
-    /// The deadline of a phase that must move.
-    pub(crate) fn stall(&self) -> Deadline {
-        Deadline {
-            at: self.progress + self.config.stall,
-            why: TimerKind::Stall,
-        }
-    }
-
-    ///
-    /// The peer is not blamed for what the guest's side here does not finish.
+    /// Whether a phase that must move has stood still for too long.
     pub(crate) fn stalled(&self, state: &'static str) -> Option<PeerLost> {
-        let waited = self.now.since(self.progress);
-        (waited >= self.config.stall && self.guest_ops.busy().is_none())
-            .then_some(PeerLost::Faulty(PeerFault::Stalled { state, waited }))
+        // The peer is not blamed for what the guest's side here does not finish.
+        if self.guest_ops.busy().is_some() {
+            return None;
+        }
+        self.link.stalled(self.now, state)
     }
 
-    /// Whether frames have waited on Net for too long, however lively the other channels are. What is
-    /// full drops every client frame, and no phase would end it.
-    pub(crate) fn frames_stuck(&self) -> Option<PeerLost> {
-        let stall = self.config.stall;
-        let since = self.frames?;
-        (self.now.since(since) >= stall).then_some(PeerLost::TooSlow(stall))
+    /// What both roles say of themselves to an operator's command.
+    pub(crate) fn standing(&self, role: Role) -> Standing {
+        Standing {
+            role,
+            protection: Protection::None,
+            replica: false,
+            paired: self.failover.mode != ColoMode::None,
+            failing_over: self.failover.status != FailoverStatus::None,
+            handing_over: self.waits(Until::HandedOver),
+            stopped: self.stopped,
+            told: self.member.is_told(),
+            member: self.member.state(),
+            next: self.epoch.next(),
+        }
+    }
+
+    /// Passes on what an outlet has to say, except that a checkpoint is wanted.
+    pub(crate) fn pass_on(&mut self, news: News) -> Option<Cause> {
+        if let Some(queue) = news.full {
+            self.event(Event::QueueFull(queue));
+        }
+        // The count is a total: one that is left out is made good by the next.
+        if let Some((epoch, left)) = news.left
+            && !self.link.net_is_full(HEAD_LEN)
+        {
+            let mut head = self.link.head(Kind::Released, epoch.0);
+            head.count = u32::try_from(left).unwrap_or(u32::MAX);
+            self.send(Channel::Net, head, &[]);
+        }
+        news.wants
+    }
+
+    /// COLO is left, after a failover or without one.
+    pub(crate) fn leave_colo(&mut self, failed_over: bool) {
+        if failed_over && self.failover.mode != ColoMode::None {
+            self.walk_failover(FailoverStatus::Completed);
+        }
+        if let Some(exit) = self.failover.leave() {
+            self.event(Event::ColoExit(exit));
+        }
+        if !failed_over {
+            self.failover.withdraw();
+        }
+    }
+
+    /// Walks the failover status to `to`, saying each state passed on the way.
+    pub(crate) fn walk_failover(&mut self, to: FailoverStatus) {
+        let out = &mut self.out;
+        self.failover
+            .advance(to, |s| out.push_back(Output::Event(Event::Failover(s))));
+    }
+
+    /// Protection ends on this host's guest side.
+    pub(crate) fn stop_replication(&mut self, failover: bool) {
+        self.op(GuestOp::Replication(ReplicationOp::Stop { failover }));
+    }
+
+    /// A failover that an operator asked for begins.
+    pub(crate) fn begin_failover(&mut self) {
+        self.failover.request();
+        self.event(Event::Failover(FailoverStatus::Require));
     }
 
     /// Whether the slot is one of ours; dirty words of others are misuse.

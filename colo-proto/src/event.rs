@@ -6,8 +6,8 @@ use core::time::Duration;
 use crate::{
     error::PeerFault,
     id::{Channel, Epoch, Generation},
-    machine::GuestOpKind,
     member::{MemberEvent, Unprotected},
+    operation::GuestOpKind,
     stats::CheckpointTimes,
     status::{ColoExit, FailoverStatus, Mode},
 };

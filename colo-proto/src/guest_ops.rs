@@ -7,20 +7,28 @@
 //! stopped by accident, or running by accident (spec checkpoint 8, spec qemu A5, A6).
 
 use alloc::collections::VecDeque;
+use core::time::Duration;
 
 use crate::{
     command::CommandId,
     error::Misuse,
     id::Epoch,
-    machine::{GuestDone, GuestOp, GuestOpKind},
+    machine::{Deadline, GuestDone, GuestOp, GuestOpKind, TimerKind},
+    time::Instant,
 };
+
+/// How long a guest that could not be stopped is left alone before it is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Operations for the guest, in order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct GuestOps {
     queue: VecDeque<(GuestOp, Option<CommandId>)>,
     busy: Option<Busy>,
-    running: bool,
+    /// `None`: a capture failed on the way, and the guest may run or not.
+    running: Option<bool>,
+    /// The guest could not be stopped; not tried again before this.
+    retry: Option<Instant>,
 }
 
 /// What is in progress.
@@ -40,7 +48,8 @@ impl GuestOps {
         Self {
             queue: VecDeque::new(),
             busy: None,
-            running,
+            running: Some(running),
+            retry: None,
         }
     }
 
@@ -59,7 +68,7 @@ impl GuestOps {
 
     /// Whether the guest's vCPUs are stopped and nothing is in progress or queued.
     pub(crate) fn idle_and_stopped(&self) -> bool {
-        !self.running && self.idle()
+        self.running == Some(false) && self.idle()
     }
 
     /// Whether nothing is in progress or queued.
@@ -84,15 +93,18 @@ impl GuestOps {
 
     /// The next operation, if none is in progress: a queued one, or else whatever brings the guest
     /// to the wanted run state.
-    pub(crate) fn poll(&mut self, should_run: bool) -> Option<GuestOp> {
+    pub(crate) fn poll(&mut self, now: Instant, should_run: bool) -> Option<GuestOp> {
         if self.busy.is_some() {
             return None;
         }
         let (op, by) = match self.queue.pop_front() {
             Some(queued) => queued,
-            None if should_run != self.running => {
+            None if self.running != Some(should_run) => {
                 if should_run {
+                    self.retry = None;
                     (GuestOp::Resume, None)
+                } else if self.retry.is_some_and(|at| now < at) {
+                    return None;
                 } else {
                     (GuestOp::Pause, None)
                 }
@@ -112,9 +124,23 @@ impl GuestOps {
         Some(op)
     }
 
+    /// When a guest that could not be stopped is tried again.
+    pub(crate) fn deadline(&self, should_run: bool) -> Option<Deadline> {
+        let waits = !should_run && self.running != Some(false) && self.idle();
+        let at = self.retry.filter(|_| waits)?;
+        Some(Deadline {
+            at,
+            why: TimerKind::Guest,
+        })
+    }
+
     /// Checks that `done` ends the operation in progress, and ends it. Gives back the command that
     /// asked for it.
-    pub(crate) fn done(&mut self, done: &GuestDone) -> Result<Option<CommandId>, Misuse> {
+    pub(crate) fn done(
+        &mut self,
+        now: Instant,
+        done: &GuestDone,
+    ) -> Result<Option<CommandId>, Misuse> {
         let kind = match done {
             GuestDone::Paused => GuestOpKind::Pause,
             GuestDone::Resumed => GuestOpKind::Resume,
@@ -133,15 +159,28 @@ impl GuestOps {
             });
         };
         match done {
-            GuestDone::Paused => self.running = false,
-            GuestDone::Resumed => self.running = true,
-            GuestDone::Captured(_) => self.running = busy.resumes,
-            // A capture that failed leaves the guest as it was, or running again if it had been
-            // told to resume; either way the wanted state is restored by the next poll.
+            GuestDone::Paused => {
+                self.running = Some(false);
+                self.retry = None;
+            }
+            GuestDone::Resumed => self.running = Some(true),
+            GuestDone::Captured(_) => self.running = Some(busy.resumes),
+            GuestDone::Failed {
+                op: GuestOpKind::Pause,
+                ..
+            } => self.retry = Some(now + RETRY),
+            // A guest that was told to resume runs again. One that was to stay stopped may have been
+            // stopped already, or not yet: the next poll says which of the two is wanted.
             GuestDone::Failed {
                 op: GuestOpKind::Capture,
                 ..
-            } => self.running = busy.resumes,
+            } => {
+                self.running = match self.running {
+                    _ if busy.resumes => Some(true),
+                    Some(false) => Some(false),
+                    _ => None,
+                }
+            }
             _ => {}
         }
         Ok(busy.by)
@@ -170,17 +209,19 @@ mod tests {
     use super::*;
     use crate::machine::ReplicationOp;
 
+    const NOW: Instant = Instant::ZERO;
+
     #[test]
     fn a_guest_is_brought_to_the_wanted_state_after_whatever_was_queued() {
         let mut ops = GuestOps::new(true);
         ops.push(GuestOp::Harvest, None);
-        assert_eq!(ops.poll(false), Some(GuestOp::Harvest));
-        assert_eq!(ops.poll(false), None, "one at a time");
-        ops.done(&GuestDone::Harvested).unwrap();
-        assert_eq!(ops.poll(false), Some(GuestOp::Pause));
-        ops.done(&GuestDone::Paused).unwrap();
-        assert_eq!(ops.poll(false), None);
-        assert_eq!(ops.poll(true), Some(GuestOp::Resume));
+        assert_eq!(ops.poll(NOW, false), Some(GuestOp::Harvest));
+        assert_eq!(ops.poll(NOW, false), None, "one at a time");
+        ops.done(NOW, &GuestDone::Harvested).unwrap();
+        assert_eq!(ops.poll(NOW, false), Some(GuestOp::Pause));
+        ops.done(NOW, &GuestDone::Paused).unwrap();
+        assert_eq!(ops.poll(NOW, false), None);
+        assert_eq!(ops.poll(NOW, true), Some(GuestOp::Resume));
     }
 
     #[test]
@@ -188,28 +229,66 @@ mod tests {
         let stop = GuestOp::Replication(ReplicationOp::Stop { failover: true });
         let mut ops = GuestOps::new(false);
         ops.push(GuestOp::CheckState(Epoch(3)), None);
-        assert!(ops.poll(true).is_some());
+        assert!(ops.poll(NOW, true).is_some());
         ops.push(stop.clone(), None);
         ops.push(GuestOp::Harvest, None);
         ops.forget_queued();
-        ops.done(&GuestDone::StateChecked(Epoch(3))).unwrap();
-        assert_eq!(ops.poll(true), Some(stop));
-        ops.done(&GuestDone::Replication(ReplicationOp::Stop {
-            failover: true,
-        }))
+        ops.done(NOW, &GuestDone::StateChecked(Epoch(3))).unwrap();
+        assert_eq!(ops.poll(NOW, true), Some(stop));
+        ops.done(
+            NOW,
+            &GuestDone::Replication(ReplicationOp::Stop { failover: true }),
+        )
         .unwrap();
-        assert_eq!(ops.poll(true), Some(GuestOp::Resume));
+        assert_eq!(ops.poll(NOW, true), Some(GuestOp::Resume));
     }
 
     #[test]
     fn an_end_that_was_not_begun_is_misuse() {
         let mut ops = GuestOps::new(true);
         assert_eq!(
-            ops.done(&GuestDone::Paused),
+            ops.done(NOW, &GuestDone::Paused),
             Err(Misuse::UnexpectedDone {
                 got: "pause",
                 expected: "nothing"
             })
         );
+    }
+
+    fn failed(op: GuestOpKind) -> GuestDone {
+        let why = "told to".into();
+        GuestDone::Failed { op, why }
+    }
+
+    #[test]
+    fn a_guest_that_cannot_be_stopped_is_tried_again_after_a_while_and_not_at_once() {
+        let mut ops = GuestOps::new(true);
+        assert_eq!(ops.poll(NOW, false), Some(GuestOp::Pause));
+        ops.done(NOW, &failed(GuestOpKind::Pause)).unwrap();
+        assert_eq!(ops.poll(NOW, false), None);
+        let again = ops.deadline(false).unwrap().at;
+        assert_eq!(again, NOW + RETRY);
+        assert_eq!(ops.poll(again, false), Some(GuestOp::Pause));
+        ops.done(again, &GuestDone::Paused).unwrap();
+        assert_eq!(ops.deadline(false), None);
+        assert!(ops.idle_and_stopped());
+    }
+
+    #[test]
+    fn a_capture_that_fails_before_it_stopped_the_guest_leaves_no_guest_running_unseen() {
+        let mut ops = GuestOps::new(true);
+        let (epoch, also, resume) = (Epoch(1), crate::id::PageRuns::new(), false);
+        ops.push(
+            GuestOp::Capture {
+                epoch,
+                also,
+                resume,
+            },
+            None,
+        );
+        assert!(ops.poll(NOW, false).is_some());
+        ops.done(NOW, &failed(GuestOpKind::Capture)).unwrap();
+        assert!(!ops.idle_and_stopped());
+        assert_eq!(ops.poll(NOW, false), Some(GuestOp::Pause));
     }
 }

@@ -33,6 +33,8 @@ struct Toy {
     epoch: Epoch,
     /// The next operation of this kind fails.
     fail: Option<GuestOpKind>,
+    /// So many times the guest cannot be stopped.
+    stubborn: usize,
     /// Pages of one epoch, device state of another.
     half: bool,
     ran_half: bool,
@@ -48,6 +50,13 @@ impl Guest for Toy {
     fn operate(&mut self, op: GuestOp) -> GuestDone {
         if self.fail == Some(op.kind()) {
             self.fail = None;
+            return GuestDone::Failed {
+                op: op.kind(),
+                why: "told to".into(),
+            };
+        }
+        if op.kind() == GuestOpKind::Pause && self.stubborn > 0 {
+            self.stubborn -= 1;
             return GuestDone::Failed {
                 op: op.kind(),
                 why: "told to".into(),
@@ -627,4 +636,56 @@ fn a_stop_does_not_outlive_the_guest_that_was_stopped() {
     assert!(two.until(10_000, NOTHING, |two| two.status(0).role == Role::Primary));
     two.run(500);
     assert!(two.guest(0).running);
+}
+
+#[test]
+fn a_guest_that_cannot_be_stopped_is_not_asked_thousands_of_times_at_once() {
+    let mut two = Two::protected(standby);
+    two.guest(0).stubborn = 5_000;
+    two.command(0, 7, Command::Stop);
+    two.run(100);
+    let refused = Answer::Refused(Refusal::GuestFailed);
+    assert_eq!(two.answers(), [(7, refused)]);
+    assert!(two.guest(0).stubborn > 4_990, "{}", two.guest(0).stubborn);
+    assert!(two.guest(0).running, "a refused stop does not stop later");
+}
+
+#[test]
+fn a_secondary_that_could_not_be_stopped_is_tried_again_and_comes_back() {
+    let mut two = Two::protected(lockstep);
+    two.guest(1).stubborn = 3;
+    assert!(two.until(5_000, NOTHING, |two| !two.is_protected()));
+    two.run(100);
+    assert!(two.until(30_000, NOTHING, Two::is_protected));
+    assert_eq!(two.guest(1).stubborn, 0);
+}
+
+#[test]
+fn a_capture_that_fails_on_the_way_does_not_hide_a_running_guest_from_who_stops_it() {
+    let order = |b: ConfigBuilder| standby(b).resume(ResumePolicy::AfterLoad);
+    let mut two = Two::protected(order).at(0, GuestOpKind::Capture);
+    two.command(0, 7, Command::Stop);
+    two.guest(0).fail = Some(GuestOpKind::Capture);
+    two.run(100);
+    assert_eq!(two.answers(), [(7, Answer::Done)]);
+    assert!(!two.guest(0).running, "it was answered that it is stopped");
+}
+
+#[test]
+fn where_the_vm_lives_is_said_under_a_permit_only() {
+    let said = |two: &mut Two| {
+        let reports = two.reports();
+        let permits = reports.iter().filter_map(|(at, o)| match o {
+            Output::Announce(permit) if *at == 1 => Some(*permit),
+            _ => None,
+        });
+        permits.collect::<Vec<_>>()
+    };
+    let mut two = Two::protected(standby);
+    two.0.kill(0).unwrap();
+    assert!(two.until(10_000, NOTHING, |two| two.status(1).role == Role::Primary));
+    two.run(2_000);
+    let rounds = said(&mut two);
+    assert_eq!(rounds.len(), 5, "several times, and not for ever");
+    assert!(rounds.iter().all(|permit| permit.allows(two.0.now())));
 }

@@ -29,7 +29,11 @@ impl<M: Machine, G: Guest> Driver<M, G> {
                 self.record.persist(id, record);
                 self.more = true;
             }
-            Output::Announce => self.guest.announce(),
+            Output::Announce(permit) => {
+                if permit.allows(clock::now()) {
+                    self.guest.announce();
+                }
+            }
             Output::Answer(id, answer) => {
                 if let Some(asked) = self.answers.remove(&id) {
                     // Whoever asked may have stopped waiting.

@@ -23,7 +23,7 @@ use mio::{Interest, Registry, unix::SourceFd};
 use super::{
     card::{Port, ring},
     orders::{Kept, lock},
-    world::{Rounds, World},
+    world::World,
 };
 use crate::{
     Guest, Wake, clock,
@@ -53,8 +53,6 @@ pub struct EmbeddedGuest<P, W> {
     pub(super) bell: Arc<OwnedFd>,
     pub(super) happened: Receiver<Happened>,
     pub(super) woken: Sender<Wake>,
-    pub(super) wake: Option<Wake>,
-    pub(super) rounds: Rounds,
     pub(super) iovecs: Scratch,
     /// Frames of the guest, oldest first.
     pub(super) out: VecDeque<(Epoch, Bytes)>,
@@ -107,7 +105,6 @@ impl<P: Pages, W: World> Guest for EmbeddedGuest<P, W> {
         for (index, fd) in card.into_iter().chain(world) {
             registry.register(&mut SourceFd(&fd), tokens.get(index), Interest::READABLE)?;
         }
-        self.wake = Some(wake.clone());
         // The VMM's thread may have ended already: it will not need it.
         let _gone = self.woken.send(wake);
         Ok(())
@@ -122,9 +119,6 @@ impl<P: Pages, W: World> Guest for EmbeddedGuest<P, W> {
     }
 
     fn start(&mut self, op: GuestOp) {
-        if matches!(op, GuestOp::Pause | GuestOp::Capture { .. }) {
-            self.rounds.end();
-        }
         if self.orders.send(op).is_err() {
             tracing::error!("the VMM's thread is gone; the guest stands still");
         }
@@ -132,9 +126,6 @@ impl<P: Pages, W: World> Guest for EmbeddedGuest<P, W> {
     }
 
     fn poll(&mut self) -> Option<Happened> {
-        if self.rounds.is_due() {
-            self.world.announce();
-        }
         // The thread first: a frame after a capture must not be seen before the capture is.
         if let Some(happened) = self.next_report() {
             return Some(happened);
@@ -170,10 +161,7 @@ impl<P: Pages, W: World> Guest for EmbeddedGuest<P, W> {
     }
 
     fn announce(&mut self) {
-        self.rounds.begin(self.wake.as_ref());
-        if self.rounds.is_due() {
-            self.world.announce();
-        }
+        self.world.announce();
     }
 
     fn notify(&mut self, notify: Notify) {

@@ -102,8 +102,6 @@ where
         bell,
         happened,
         woken: waking,
-        wake: None,
-        rounds: world::Rounds::default(),
         iovecs: guest::Scratch::default(),
         out: VecDeque::new(),
         told: Epoch(0),

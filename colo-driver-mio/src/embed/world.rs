@@ -1,19 +1,9 @@
 //! Where frames come from and go to, and who says where the VM lives.
 
-use std::{
-    os::fd::RawFd,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering},
-    },
-    thread,
-    time::Duration,
-};
+use std::os::fd::RawFd;
 
 use bytes::Bytes;
 use colo_proto::{id::PageRuns, machine::Notify};
-
-use crate::Wake;
 
 /// The outside, as the card of one VM sees it: a tap, a switch. Called by the loop; nothing waits.
 pub trait World: Send {
@@ -28,7 +18,8 @@ pub trait World: Send {
     fn send(&mut self, frame: &[u8]);
 
     /// Says once where the VM lives now: gratuitous ARP and the like. It is called five times
-    /// within 0.8 s after a takeover, for switches and clients that miss the first.
+    /// within 0.8 s after a takeover, for switches and clients that miss the first, each time under a
+    /// permit.
     fn announce(&mut self);
 
     /// Pages are about to be received into `runs` of the guest's slots: a disk makes room for them,
@@ -49,58 +40,4 @@ pub trait World: Send {
     /// The guest rang its card, or another state was loaded: what the guest's driver agreed to may
     /// have changed.
     fn card_rang(&mut self) {}
-}
-
-/// Pauses before the second and later rounds.
-const ROUNDS: [u64; 4] = [50, 150, 250, 350];
-
-/// Whether another round of announcements is due.
-///
-/// Only a host that owns the VM alone announces. It does until its next capture, which is the first
-/// step towards sharing ownership, or until it is told to pause: so no announcement is ever made
-/// under a lease, which might have ended unseen.
-#[derive(Debug, Default)]
-pub(super) struct Rounds {
-    /// Whether rounds may be said: the loop's own word, whatever the thread still does.
-    active: bool,
-    due: Arc<AtomicBool>,
-    /// Number of the takeover; rounds of an older one are void.
-    takeover: Arc<AtomicU32>,
-}
-
-impl Rounds {
-    /// The first round is due at once; a thread that ends by itself asks for the others.
-    pub(super) fn begin(&mut self, wake: Option<&Wake>) {
-        let this = self.takeover.fetch_add(1, Ordering::AcqRel) + 1;
-        self.active = true;
-        self.due.store(true, Ordering::Release);
-        let Some(wake) = wake.cloned() else { return };
-        let (due, takeover) = (Arc::clone(&self.due), Arc::clone(&self.takeover));
-        let rounds = thread::Builder::new()
-            .name("announce".into())
-            .spawn(move || {
-                for pause in ROUNDS {
-                    thread::sleep(Duration::from_millis(pause));
-                    if takeover.load(Ordering::Acquire) != this {
-                        return;
-                    }
-                    due.store(true, Ordering::Release);
-                    wake.wake();
-                }
-            });
-        if let Err(error) = rounds {
-            tracing::warn!(%error, "the address is announced once only");
-        }
-    }
-
-    /// No further rounds.
-    pub(super) fn end(&mut self) {
-        if std::mem::take(&mut self.active) {
-            self.takeover.fetch_add(1, Ordering::AcqRel);
-        }
-    }
-
-    pub(super) fn is_due(&self) -> bool {
-        self.active && self.due.swap(false, Ordering::AcqRel)
-    }
 }

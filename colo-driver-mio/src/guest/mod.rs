@@ -59,7 +59,8 @@ pub trait Guest {
     /// dropped. This is the last gate: nothing else keeps a zombie mute.
     fn to_world(&mut self, frame: Bytes, permit: Permit);
 
-    /// Tells switches and clients where the VM lives now.
+    /// Tells switches and clients where the VM lives now. Asked for several times after a takeover,
+    /// each time under a permit that is good now.
     fn announce(&mut self);
 
     /// Comparers and filters may want to know.

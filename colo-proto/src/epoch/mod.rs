@@ -19,6 +19,8 @@ mod receiver;
 mod sender;
 mod source;
 mod target;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use pace::Pace;
 pub(crate) use receiver::{Broken, Receiver, Step};

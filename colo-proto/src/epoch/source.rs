@@ -3,7 +3,14 @@
 use core::time::Duration;
 
 use super::lanes::LaneEnds;
-use crate::{event::Cause, id::Epoch, stats::CheckpointTimes, status::Mode, time::Instant};
+use crate::{
+    event::{Cause, Event},
+    id::Epoch,
+    stats::{CheckpointTimes, Stats},
+    status::Mode,
+    time::Instant,
+    wire::{Head, VmstateSend},
+};
 
 /// What the primary is doing about its secondary. Each phase holds only what it knows.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -56,6 +63,41 @@ pub(crate) struct Transaction {
 }
 
 impl Transaction {
+    pub(crate) fn new(epoch: Epoch, cause: Cause, first: bool, mode: Mode, now: Instant) -> Self {
+        Self {
+            epoch,
+            cause,
+            first,
+            mode,
+            pages: 0,
+            inputs: 0,
+            state_len: 0,
+            since: now,
+            times: CheckpointTimes::default(),
+        }
+    }
+
+    /// Counts a checkpoint that is complete, and says so.
+    pub(crate) fn completed(&self, stats: &mut Stats) -> Event {
+        stats.checkpoints += 1;
+        stats.pages += self.pages;
+        stats.state_bytes += self.state_len;
+        stats.last = self.times;
+        Event::Checkpointed {
+            epoch: self.epoch,
+            why: self.cause,
+            pages: self.pages,
+            times: self.times,
+        }
+    }
+
+    /// VMSTATE_SEND.
+    pub(crate) fn announcement(&self, mut head: Head) -> (Head, [u8; 16]) {
+        head.arg = u32::from(self.mode == Mode::Lockstep);
+        let (inputs, pages) = (self.inputs, self.pages);
+        (head, VmstateSend { inputs, pages }.encode())
+    }
+
     /// Time in the phase that ends now.
     pub(crate) fn lap(&mut self, now: Instant) -> Duration {
         let lap = now.since(self.since);

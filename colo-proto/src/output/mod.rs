@@ -27,6 +27,8 @@ use bytes::Bytes;
 
 mod agreement;
 pub mod announce;
+#[cfg(test)]
+mod changes;
 mod class;
 mod compare;
 pub mod flow;

@@ -9,6 +9,7 @@
 //! returned as [`News`].
 
 use bytes::Bytes;
+use core::time::Duration;
 
 use super::{
     agreement::Agreement,
@@ -22,7 +23,7 @@ use crate::{
     error::{Misuse, PeerFault},
     event::{Cause, Queue},
     id::Epoch,
-    machine::Output,
+    machine::{Deadline, Output, TimerKind},
     member::Permit,
     mutation::bug,
     stats::Stats,
@@ -30,6 +31,14 @@ use crate::{
     time::Instant,
     wire::Kind,
 };
+
+/// Pauses before the second and later announcements of where the VM lives.
+const ROUNDS: [Duration; 4] = [
+    Duration::from_millis(50),
+    Duration::from_millis(150),
+    Duration::from_millis(250),
+    Duration::from_millis(350),
+];
 
 /// What leaves a host, and what its guest is given: as a [`Serving`] or as a [`Shadowing`] host.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -57,6 +66,8 @@ pub(crate) struct Serving {
     mirroring: bool,
     /// A frame has waited too long for its match, and a checkpoint was asked for because of it.
     asked: bool,
+    /// When the world is told next where the VM lives, and how often that was done.
+    announce: Option<(Instant, usize)>,
 }
 
 /// The side of the host that may take over.
@@ -97,13 +108,6 @@ impl<Side> Outlet<Side> {
     /// Sets the mode. Gives it back if that is a change.
     pub(crate) fn set_mode(&mut self, mode: Mode) -> Option<Mode> {
         (core::mem::replace(&mut self.mode, mode) != mode).then_some(mode)
-    }
-
-    /// The next frame for the world, if there is a permit.
-    pub(crate) fn poll(&mut self, permit: Option<Permit>) -> Option<Output> {
-        let output = self.gate.poll(permit)?;
-        self.counts.released += 1;
-        Some(output)
     }
 
     /// Adds what was counted here.
@@ -165,9 +169,40 @@ impl Outlet<Serving> {
         self.becomes(side)
     }
 
+    /// The next frame for the world, or the next word to it of where the VM lives, if there is a
+    /// permit. A round of announcements that has none is left out.
+    pub(crate) fn poll(&mut self, now: Instant, permit: Option<Permit>) -> Option<Output> {
+        if let Some((at, round)) = self.side.announce
+            && now >= at
+        {
+            let pause = ROUNDS.get(round);
+            self.side.announce = pause.map(|pause| (now + *pause, round + 1));
+            if let Some(permit) = permit {
+                return Some(Output::Announce(permit));
+            }
+        }
+        let output = self.gate.poll(permit)?;
+        self.counts.released += 1;
+        Some(output)
+    }
+
+    /// The VM lives here from now on, which is said several times.
+    pub(crate) const fn announce(&mut self, now: Instant) {
+        self.side.announce = Some((now, 0));
+    }
+
+    /// When it is said again.
+    pub(crate) fn announcement(&self) -> Option<Deadline> {
+        self.side.announce.map(|(at, _)| Deadline {
+            at,
+            why: TimerKind::Announce,
+        })
+    }
+
     /// Ownership is in doubt: what was released and has not left never will.
     pub(crate) fn fence(&mut self) {
         self.gate.clear();
+        self.side.announce = None;
     }
 
     /// A frame that the guest here said after capture `since`; `newest` is the newest there is.
@@ -391,6 +426,7 @@ impl Serving {
             inputs: InputLog::after(newest, most_bytes),
             mirroring: false,
             asked: false,
+            announce: None,
         }
     }
 }

@@ -1,74 +1,60 @@
-//! The byte side of a pairing: which channels are up, what each is reading, what waits to be sent.
+//! The channels of one pairing: which are up, what is sent, and what may not stand still.
 //!
-//! A [`Link`] turns demanded bytes into [`Item`]s and knows no phase of any protocol; the roles
-//! decide what an item means and where contents go.
+//! A link that is left says its last word first: Control drains, and what still arrives on it has
+//! no meaning. Two things may not stand still: a phase that waits for the peer or for the guest side
+//! ([`progress`](Link::progressed)), and frames that wait on Net.
 
-use alloc::{collections::VecDeque, vec::Vec};
-use bytes::{Bytes, BytesMut};
-use core::num::NonZeroUsize;
+use alloc::{string::String, vec::Vec};
+use bytes::BytesMut;
+use core::{num::NonZeroUsize, time::Duration};
 
+use super::lane::{Item, Lane};
 use crate::{
     config::Config,
-    error::{DecodeError, Misuse, PeerFault},
-    id::Channel,
-    machine::{Body, Demand, Sink, Transmit},
+    error::{Misuse, PeerFault},
+    event::PeerLost,
+    id::{Channel, Generation},
+    machine::{Deadline, Demand, Sink, TimerKind, Transmit},
+    member::BootId,
     output::FRAME_COST,
-    wire::{HEAD_LEN, Head, Kind},
+    time::Instant,
+    wire::{Head, Kind, encode_reasons},
 };
 
-/// What arrived.
-#[derive(Debug)]
-pub(crate) enum Item {
-    /// A head and its small body (a table, for [`Kind::Pages`]).
-    Message(Head, Bytes),
-    /// A head whose contents follow in place; answered by [`Link::place`].
-    Contents(Head),
-    /// The contents of the head are in place.
-    Placed(Head),
-    /// A frame.
-    Frame(Head, Bytes),
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Reading {
-    Head,
-    Body(Head),
-    /// A place is being decided; the role has not answered yet.
-    Undecided(Head),
-    Place(Head, Sink),
-    Frame(Head),
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Lane {
-    channel: Channel,
-    up: bool,
-    reading: Reading,
-    queue: VecDeque<Bytes>,
-    queued: usize,
-    outstanding: u64,
-}
+/// What a peer is told that does not take frames.
+pub(crate) const FRAMES_STUCK: &str = "no frame was taken in time";
 
 /// The channels of one pairing.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Link {
     lanes: Vec<Lane>,
+    /// The peer's process, from its hello.
+    pub(crate) peer: Option<BootId>,
+    /// The ownership this pairing began under; stamped on every message.
+    pub(crate) generation: Generation,
+    /// Control is kept only until what is queued on it was sent, and no longer than this.
+    draining: Option<Instant>,
+    /// When something last moved in the current phase.
+    progress: Instant,
+    /// When a frame for the peer last moved, if any waits on Net.
+    frames: Option<Instant>,
+    stall: Duration,
+    handshake: Duration,
+    hold_bytes: usize,
 }
 
 impl Link {
-    pub(crate) fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config, now: Instant) -> Self {
         Self {
-            lanes: config
-                .channels()
-                .map(|channel| Lane {
-                    channel,
-                    up: false,
-                    reading: Reading::Head,
-                    queue: VecDeque::new(),
-                    queued: 0,
-                    outstanding: 0,
-                })
-                .collect(),
+            lanes: config.channels().map(Lane::new).collect(),
+            peer: None,
+            generation: Generation(0),
+            draining: None,
+            progress: now,
+            frames: None,
+            stall: config.stall,
+            handshake: config.handshake,
+            hold_bytes: config.hold_bytes,
         }
     }
 
@@ -83,6 +69,8 @@ impl Link {
             .ok_or(Misuse::UnknownChannel(channel))
     }
 
+    // ---- which channels are up ------------------------------------------------------------------
+
     pub(crate) fn is_up(&self, channel: Channel) -> bool {
         self.lane(channel).is_some_and(|l| l.up)
     }
@@ -95,45 +83,89 @@ impl Link {
         self.lanes.iter().any(|l| l.up)
     }
 
-    /// Every channel that is up.
-    pub(crate) fn up_channels(&self) -> Vec<Channel> {
-        self.lanes
-            .iter()
-            .filter(|l| l.up)
-            .map(|l| l.channel)
-            .collect()
+    /// A connection begins; the draining of an older one is void.
+    pub(crate) fn up(&mut self, channel: Channel) -> Result<(), Misuse> {
+        self.changed(channel, true)
     }
 
-    /// A channel is connected: it begins with a head.
-    pub(crate) fn up(&mut self, channel: Channel) -> Result<(), Misuse> {
-        let lane = self.lane_mut(channel)?;
-        lane.reset();
-        lane.up = true;
+    /// A connection ended.
+    pub(crate) fn down(&mut self, channel: Channel) -> Result<(), Misuse> {
+        self.changed(channel, false)
+    }
+
+    fn changed(&mut self, channel: Channel, up: bool) -> Result<(), Misuse> {
+        self.draining = self.draining.filter(|_| channel != Channel::Control);
+        self.lane_mut(channel)?.reset(up);
         Ok(())
     }
 
     /// Every channel is connected: one link of another wire carries them all.
     pub(crate) fn up_all(&mut self) {
         for lane in &mut self.lanes {
-            lane.reset();
-            lane.up = true;
+            lane.reset(true);
         }
     }
 
-    /// A channel is gone.
-    pub(crate) fn down(&mut self, channel: Channel) -> Result<(), Misuse> {
-        let lane = self.lane_mut(channel)?;
-        lane.up = false;
-        lane.reset();
-        Ok(())
+    /// Leaves the peer: gives the channels to be closed now.
+    ///
+    /// A driver stops asking for bytes once it is told to hang up, so Control goes only when its
+    /// last message was taken, or when the link has shown that it takes nothing.
+    pub(crate) fn hang_up(&mut self, now: Instant) -> Vec<Channel> {
+        let mut closed = Vec::new();
+        for lane in self.lanes.iter_mut().filter(|l| l.up) {
+            if lane.channel == Channel::Control && lane.queued > 0 {
+                self.draining = Some(now + self.handshake);
+            } else {
+                closed.push(lane.channel);
+                lane.reset(false);
+            }
+        }
+        if closed.contains(&Channel::Control) {
+            self.draining = None;
+        }
+        self.peer = None;
+        self.frames = None;
+        closed
+    }
+
+    /// Whether Control is to be closed now: its last message was taken, or cannot be.
+    pub(crate) fn has_drained(&mut self, now: Instant) -> bool {
+        let flushed = self.lane(Channel::Control).is_none_or(Lane::is_flushed);
+        let drained = self.draining.is_some_and(|until| now >= until || flushed);
+        if drained {
+            let _known = self.down(Channel::Control);
+        }
+        drained
+    }
+
+    /// Whether what arrives on the channel has no meaning any more: it is only kept until its
+    /// last message was taken.
+    pub(crate) fn is_draining(&self, channel: Channel) -> bool {
+        self.draining.is_some() && channel == Channel::Control
+    }
+
+    // ---- what is sent ---------------------------------------------------------------------------
+
+    pub(crate) const fn head(&self, kind: Kind, number: u64) -> Head {
+        Head::new(kind, self.generation, number)
     }
 
     /// Queues a message; dropped if the channel is down (its end is being reported).
-    pub(crate) fn send(&mut self, channel: Channel, message: Bytes) {
-        if let Some(lane) = self.lanes.iter_mut().find(|l| l.channel == channel && l.up) {
-            lane.queued += message.len();
-            lane.queue.push_back(message);
+    pub(crate) fn send(&mut self, now: Instant, channel: Channel, head: Head, body: &[u8]) {
+        let lane = self.lanes.iter_mut().find(|l| l.channel == channel && l.up);
+        if let Some(lane) = lane {
+            lane.send(head.with_body(body));
+            if channel == Channel::Net {
+                self.frames.get_or_insert(now);
+            }
         }
+    }
+
+    /// Tells the peer why it is left ([`Kind::Leave`]) or not taken ([`Kind::Refuse`]), as far as it
+    /// can still be told.
+    pub(crate) fn send_reasons(&mut self, now: Instant, kind: Kind, why: &[String]) {
+        let head = self.head(kind, 0);
+        self.send(now, Channel::Control, head, &encode_reasons(why));
     }
 
     /// Bytes queued on a channel and not handed out.
@@ -141,95 +173,53 @@ impl Link {
         self.lane(channel).map_or(0, |l| l.queued)
     }
 
-    /// The same with what holding them takes: what counts against a bound on memory.
-    pub(crate) fn held(&self, channel: Channel) -> usize {
-        self.lane(channel)
-            .map_or(0, |l| l.queued + l.queue.len() * FRAME_COST)
+    /// Whether so many bytes more would wait for the peer on Net, which may not read for a while.
+    pub(crate) fn net_is_full(&self, more: usize) -> bool {
+        let held = self.lane(Channel::Net).map_or(0, Lane::held);
+        held + more + FRAME_COST > self.hold_bytes
     }
 
     /// Hands out queued messages, several small ones at once.
     pub(crate) fn poll_queued(&mut self, channel: Channel, budget: usize) -> Option<Transmit> {
-        let lane = self
-            .lanes
-            .iter_mut()
-            .find(|l| l.channel == channel && l.up)?;
-        let first = lane.queue.pop_front()?;
-        let mut total = first.len();
-        let head = match lane.queue.front() {
-            Some(next) if total + next.len() <= budget.min(16 << 10) => {
-                let mut joined = BytesMut::from(first.as_ref());
-                while let Some(next) = lane.queue.front() {
-                    if total + next.len() > budget.min(16 << 10) {
-                        break;
-                    }
-                    total += next.len();
-                    joined.extend_from_slice(next);
-                    lane.queue.pop_front();
-                }
-                joined.freeze()
-            }
-            _ => first,
-        };
-        lane.queued = lane.queued.saturating_sub(total);
-        Some(Transmit {
-            head,
-            body: Body::Empty,
-        })
+        let lane = self.lanes.iter_mut().find(|l| l.channel == channel)?;
+        let transmit = lane.up.then(|| lane.poll(budget)).flatten()?;
+        lane.handed_out(&transmit);
+        Some(transmit)
     }
 
-    /// Notes what was handed out.
+    /// Notes what was handed out besides.
     pub(crate) fn handed_out(&mut self, channel: Channel, transmit: &Transmit) {
         if let Ok(lane) = self.lane_mut(channel) {
-            lane.outstanding += transmit.len();
+            lane.handed_out(transmit);
         }
     }
 
     /// The kernel took bytes. A channel that went down may still report; that is no misuse.
-    pub(crate) fn sent(&mut self, channel: Channel, n: NonZeroUsize) -> Result<(), Misuse> {
+    pub(crate) fn sent(
+        &mut self,
+        now: Instant,
+        channel: Channel,
+        n: NonZeroUsize,
+    ) -> Result<(), Misuse> {
         let lane = self.lane_mut(channel)?;
-        if !lane.up {
-            return Ok(());
+        if lane.up {
+            lane.sent(n)?;
         }
-        let n = n.get() as u64;
-        if n > lane.outstanding {
-            return Err(Misuse::SentTooMuch {
-                channel,
-                got: n,
-                outstanding: lane.outstanding,
-            });
+        if channel == Channel::Net {
+            let waits = !lane.is_flushed();
+            self.frames = waits.then_some(now);
         }
-        lane.outstanding -= n;
+        self.moved(now, channel);
         Ok(())
     }
 
-    /// Whether everything for the channel was handed out and taken by the kernel.
-    pub(crate) fn is_flushed(&self, channel: Channel) -> bool {
-        self.lane(channel)
-            .is_none_or(|l| l.queued == 0 && l.outstanding == 0)
-    }
+    // ---- what arrives ---------------------------------------------------------------------------
 
     pub(crate) fn demand(&self, channel: Channel) -> Demand {
-        let Some(lane) = self.lane(channel).filter(|l| l.up) else {
+        if self.is_draining(channel) {
             return Demand::Pause;
-        };
-        match &lane.reading {
-            Reading::Head => Demand::Read {
-                place: None,
-                then: HEAD_LEN,
-            },
-            Reading::Body(head) => Demand::Read {
-                place: None,
-                then: small_len(head),
-            },
-            Reading::Undecided(_) => Demand::Pause,
-            Reading::Place(_, sink) => Demand::Read {
-                place: Some(sink.clone()),
-                then: HEAD_LEN,
-            },
-            Reading::Frame(head) => {
-                NonZeroUsize::new(head.len as usize).map_or(Demand::Pause, Demand::Frame)
-            }
         }
+        self.lane(channel).map_or(Demand::Pause, Lane::demand)
     }
 
     /// The small bytes that were demanded. `Ok(Ok(None))`: more is needed first.
@@ -238,175 +228,90 @@ impl Link {
         channel: Channel,
         bytes: &[u8],
     ) -> Result<Result<Option<Item>, PeerFault>, Misuse> {
-        let lane = self.lane_mut(channel)?;
-        if !lane.up {
-            return Err(undemanded(channel, "bytes", "pause"));
-        }
-        let expected = match &lane.reading {
-            Reading::Head => HEAD_LEN,
-            Reading::Body(head) => small_len(head),
-            Reading::Place(..) => return Err(undemanded(channel, "bytes", "contents first")),
-            Reading::Undecided(_) | Reading::Frame(_) => {
-                return Err(undemanded(channel, "bytes", "another answer"));
-            }
-        };
-        if bytes.len() != expected {
-            return Err(Misuse::WrongLength {
-                channel,
-                got: bytes.len() as u64,
-                expected: expected as u64,
-            });
-        }
-        if let Reading::Body(head) = lane.reading {
-            lane.reading = if head.kind == Kind::Pages {
-                Reading::Undecided(head)
-            } else {
-                Reading::Head
-            };
-            return Ok(Ok(Some(Item::Message(head, Bytes::copy_from_slice(bytes)))));
-        }
-        let mut array = [0; HEAD_LEN];
-        array.copy_from_slice(bytes);
-        let head = match Head::decode(channel, &array).and_then(|h| check_counts(&h).map(|()| h)) {
-            Ok(head) => head,
-            Err(error) => return Ok(Err(PeerFault::Decode { channel, error })),
-        };
-        let item = match head.kind {
-            Kind::Pages => {
-                lane.reading = Reading::Body(head);
-                None
-            }
-            Kind::VmstateSize => {
-                lane.reading = Reading::Undecided(head);
-                Some(Item::Contents(head))
-            }
-            Kind::Input | Kind::Output => {
-                lane.reading = Reading::Frame(head);
-                None
-            }
-            _ if head.len == 0 => Some(Item::Message(head, Bytes::new())),
-            _ => {
-                lane.reading = Reading::Body(head);
-                None
-            }
-        };
-        Ok(Ok(item))
+        self.lane_mut(channel)?.bytes(bytes)
     }
 
-    /// Answers [`Item::Contents`] and the table of [`Kind::Pages`]: where the contents go.
-    pub(crate) fn place(&mut self, channel: Channel, sink: Sink) {
-        if let Ok(lane) = self.lane_mut(channel)
-            && let Reading::Undecided(head) = lane.reading
-        {
-            lane.reading = Reading::Place(head, sink);
+    pub(crate) fn placed(&mut self, channel: Channel, n: NonZeroUsize) -> Result<Item, Misuse> {
+        self.lane_mut(channel)?.placed(n)
+    }
+
+    pub(crate) fn frame(&mut self, channel: Channel, frame: BytesMut) -> Result<Item, Misuse> {
+        self.lane_mut(channel)?.frame(frame)
+    }
+
+    /// Answers [`Item::Contents`] and the table of [`Kind::Pages`]: where the contents go, if there
+    /// are any.
+    pub(crate) fn place(&mut self, channel: Channel, sink: Option<Sink>) {
+        if let Ok(lane) = self.lane_mut(channel) {
+            match sink {
+                Some(sink) => lane.place(sink),
+                None => lane.nothing_to_place(),
+            }
         }
     }
 
     /// Whether contents are on their way into place, or about to be.
     pub(crate) fn placing(&self) -> bool {
-        self.lanes.iter().any(|lane| match &lane.reading {
-            Reading::Head | Reading::Frame(_) => false,
-            Reading::Body(head) => head.kind == Kind::Pages,
-            Reading::Undecided(_) | Reading::Place(..) => true,
-        })
+        self.lanes.iter().any(Lane::placing)
     }
 
-    /// Answers [`Item::Contents`] of length 0.
-    pub(crate) fn nothing_to_place(&mut self, channel: Channel) {
-        if let Ok(lane) = self.lane_mut(channel) {
-            lane.reading = Reading::Head;
+    /// A message of another ownership has nothing to say here.
+    pub(crate) fn check_generation(&self, head: &Head) -> Result<(), PeerFault> {
+        if head.generation == self.generation {
+            return Ok(());
         }
-    }
-
-    pub(crate) fn placed(&mut self, channel: Channel, n: NonZeroUsize) -> Result<Item, Misuse> {
-        let lane = self.lane_mut(channel)?;
-        let (head, sink) = match (&lane.reading, lane.up) {
-            (Reading::Place(head, sink), true) => (*head, sink),
-            _ => return Err(undemanded(channel, "placed contents", "another answer")),
-        };
-        let expected = sink.bytes();
-        if n.get() as u64 != expected {
-            return Err(Misuse::WrongLength {
-                channel,
-                got: n.get() as u64,
-                expected,
-            });
-        }
-        lane.reading = Reading::Head;
-        Ok(Item::Placed(head))
-    }
-
-    pub(crate) fn frame(&mut self, channel: Channel, frame: BytesMut) -> Result<Item, Misuse> {
-        let lane = self.lane_mut(channel)?;
-        let head = match (&lane.reading, lane.up) {
-            (Reading::Frame(head), true) => *head,
-            _ => return Err(undemanded(channel, "a frame", "another answer")),
-        };
-        if frame.len() != head.len as usize {
-            return Err(Misuse::WrongLength {
-                channel,
-                got: frame.len() as u64,
-                expected: u64::from(head.len),
-            });
-        }
-        lane.reading = Reading::Head;
-        Ok(Item::Frame(head, frame.freeze()))
-    }
-}
-
-impl Lane {
-    fn reset(&mut self) {
-        self.reading = Reading::Head;
-        self.queue.clear();
-        self.queued = 0;
-        self.outstanding = 0;
-    }
-}
-
-/// Small bytes after a head: the table of a PAGES, else the body.
-fn small_len(head: &Head) -> usize {
-    match head.kind {
-        Kind::Pages => head.count as usize * crate::wire::RUN_LEN,
-        _ => head.len as usize,
-    }
-}
-
-/// What a head must satisfy by itself, before anything is demanded because of it.
-fn check_counts(head: &Head) -> Result<(), DecodeError> {
-    let bad = |field, got: u32, expected| {
-        Err(DecodeError::BadField {
+        Err(PeerFault::OtherGeneration {
             message: head.kind.name(),
-            field,
-            got: u64::from(got),
-            expected,
+            got: head.generation,
+            expected: self.generation,
         })
-    };
-    match head.kind {
-        Kind::Pages if head.count == 0 || head.count as usize > crate::wire::BATCH_RUNS => {
-            bad("count", head.count, "1 to 512 runs")
-        }
-        Kind::Pages if head.arg == 0 || head.arg > crate::wire::BATCH_PAGES => {
-            bad("arg", head.arg, "1 to 1024 pages")
-        }
-        Kind::Pages
-            if u64::from(head.len)
-                != u64::from(head.count) * crate::wire::RUN_LEN as u64
-                    + u64::from(head.arg) * crate::id::PAGE_SIZE =>
-        {
-            bad("length", head.len, "16 bytes a run and 4096 a page")
-        }
-        Kind::Input | Kind::Output if head.len == 0 => bad("length", 0, "a frame"),
-        Kind::OwnDirty if !head.len.is_multiple_of(16) || head.len == 0 => {
-            bad("length", head.len, "16 bytes a run")
-        }
-        _ => Ok(()),
     }
-}
 
-const fn undemanded(channel: Channel, got: &'static str, demanded: &'static str) -> Misuse {
-    Misuse::Undemanded {
-        channel,
-        got,
-        demanded,
+    // ---- what may not stand still ---------------------------------------------------------------
+
+    /// Something moved on a channel. Frames of clients do not count: no phase waits for them.
+    pub(crate) fn moved(&mut self, now: Instant, channel: Channel) {
+        if channel != Channel::Net {
+            self.progress = now;
+        }
+    }
+
+    /// The phase moved.
+    pub(crate) const fn progressed(&mut self, now: Instant) {
+        self.progress = now;
+    }
+
+    /// The deadline of a phase that must move.
+    pub(crate) fn stall(&self) -> Deadline {
+        Deadline {
+            at: self.progress + self.stall,
+            why: TimerKind::Stall,
+        }
+    }
+
+    /// Whether a phase that must move has stood still for too long.
+    pub(crate) fn stalled(&self, now: Instant, state: &'static str) -> Option<PeerLost> {
+        let waited = now.since(self.progress);
+        (waited >= self.stall).then_some(PeerLost::Faulty(PeerFault::Stalled { state, waited }))
+    }
+
+    /// Whether frames have waited on Net for too long, however lively the other channels are. What is
+    /// full drops every client frame, and no phase would end it.
+    pub(crate) fn frames_stuck(&self, now: Instant) -> Option<PeerLost> {
+        let since = self.frames?;
+        (now.since(since) >= self.stall).then_some(PeerLost::TooSlow(self.stall))
+    }
+
+    /// The deadlines of what drains and of frames.
+    pub(crate) fn deadlines(&self) -> [Option<Deadline>; 2] {
+        let draining = self.draining.map(|at| Deadline {
+            at,
+            why: TimerKind::Handshake,
+        });
+        let frames = self.frames.map(|since| Deadline {
+            at: since + self.stall,
+            why: TimerKind::Stall,
+        });
+        [draining, frames]
     }
 }

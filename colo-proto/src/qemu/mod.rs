@@ -30,9 +30,11 @@ mod generation;
 mod item;
 mod limits;
 mod message;
+mod name;
 mod reader;
 mod record;
 mod resume;
+mod section;
 pub mod session;
 mod writer;
 

@@ -128,7 +128,7 @@ impl Feeder {
         self.since = now;
         if let Some(primary) = &mut self.primary {
             // It hears of pages and state when all of them are sent; that may take its time.
-            primary.base.progress = now;
+            primary.base.link.progressed(now);
         }
         match item {
             Item::Command(command) => {

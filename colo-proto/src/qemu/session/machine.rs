@@ -1,6 +1,6 @@
 //! The machines behind the dialect: how they are set up, and how a translation speaks with them.
 //!
-//! A translation sits where the native wire's [`Link`](crate::pairing::link::Link) sits otherwise: it makes
+//! A translation sits where the native wire's [`Link`](crate::pairing::Link) sits otherwise: it makes
 //! of QEMU's stream the items that the native frames would have made, and of the machine's
 //! messages those of QEMU. What QEMU does not say (an end of a round, the number of pages to come)
 //! it says for it; what QEMU does not understand it keeps to itself.
@@ -18,9 +18,10 @@ use crate::{
     machine::{Input, Machine, Output, Transmit},
     member::{BootId, MacKey, MemberConfig, NodeId, VmId},
     ownership::External,
-    pairing::link::Item,
+    pairing::Item,
     primary::Primary,
     ram::CacheMode,
+    roles::Conduct as _,
     secondary::Secondary,
     status::ResumePolicy,
     time::Instant,
@@ -80,7 +81,7 @@ pub(super) trait Translated: Machine {
 
     /// A message without a body.
     fn tell(&mut self, now: Instant, kind: Kind, number: u64) {
-        self.tell_head(now, Channel::Control, self.base().head(kind, number));
+        self.tell_head(now, Channel::Control, self.base().link.head(kind, number));
     }
 
     fn tell_head(&mut self, now: Instant, channel: Channel, head: Head) {
@@ -91,6 +92,7 @@ pub(super) trait Translated: Machine {
     fn tell_pages(&mut self, now: Instant, runs: &PageRuns, live: bool, epoch: Epoch) {
         let mut head = self
             .base()
+            .link
             .head(Kind::Pages, if live { 0 } else { epoch.0 });
         head.flags = if live { FLAG_LIVE } else { 0 };
         head.count = u32::try_from(runs.as_slice().len()).unwrap_or(u32::MAX);
@@ -105,6 +107,7 @@ pub(super) trait Translated: Machine {
     fn tell_lane_end(&mut self, now: Instant, pages: u32, live: bool, epoch: Epoch) {
         let mut head = self
             .base()
+            .link
             .head(Kind::LaneEnd, if live { 0 } else { epoch.0 });
         head.flags = if live { FLAG_LIVE } else { 0 };
         head.count = pages;
@@ -113,7 +116,7 @@ pub(super) trait Translated: Machine {
 
     /// VMSTATE_SEND with the number of pages, which QEMU does not announce.
     fn tell_send(&mut self, now: Instant, pages: u32, epoch: Epoch) {
-        let head = self.base().head(Kind::VmstateSend, epoch.0);
+        let head = self.base().link.head(Kind::VmstateSend, epoch.0);
         let send = VmstateSend {
             inputs: 0,
             pages: u64::from(pages),
@@ -124,7 +127,7 @@ pub(super) trait Translated: Machine {
 
     /// Device state of this length, which the reader has taken and validated.
     fn tell_state(&mut self, now: Instant, length: usize, epoch: Epoch) {
-        let mut head = self.base().head(Kind::VmstateSize, epoch.0);
+        let mut head = self.base().link.head(Kind::VmstateSize, epoch.0);
         head.len = u32::try_from(length).unwrap_or(u32::MAX);
         self.handle(now, Channel::Control, Item::Contents(head));
         self.handle(now, Channel::Control, Item::Placed(head));
@@ -154,7 +157,9 @@ impl Translated for Secondary {
     }
 
     fn handle(&mut self, now: Instant, channel: Channel, item: Item) {
-        self.handle_item(now, channel, item);
+        self.base.now = self.base.now.max(now);
+        self.arrived(channel, item);
+        self.start();
     }
 }
 
@@ -164,7 +169,9 @@ impl Translated for Primary {
     }
 
     fn handle(&mut self, now: Instant, channel: Channel, item: Item) {
-        self.handle_item(now, channel, item);
+        self.base.now = self.base.now.max(now);
+        self.arrived(channel, item);
+        self.start();
     }
 }
 
