@@ -125,11 +125,14 @@ mod tests {
 
     #[test]
     fn a_hello_is_said_once_by_a_peer_that_connected() {
-        let member = MemberConfig::new(VmId([7; 16]), NodeId(2), MacKey([7; 16]));
-        let config = Config::builder(NodeId(1), member, &[(Slot(0), 16)]);
-        let config = config.build().unwrap();
+        let config = |id| {
+            let member = MemberConfig::new(VmId([7; 16]), NodeId(3 - id), MacKey([7; 16]));
+            let config = Config::builder(NodeId(id), member, &[(Slot(0), 16)]);
+            config.build().unwrap()
+        };
+        let (peer, config) = (config(2), config(1));
         let ours = config.hello(1, Mode::Standby);
-        let body = config.hello(2, Mode::Standby).encode();
+        let body = peer.hello(2, Mode::Standby).encode();
         let mut accept = Accept::new(&config);
         assert_eq!(accept.hello(&ours, &body, true), None, "nobody connected");
         accept.connected(Instant::ZERO);
