@@ -318,7 +318,6 @@ impl Member {
                 Phase::PrimaryArbitrating(_) => self.override_with(now, Some(Opening::GoOn)),
                 Phase::Idle(_) => self.override_with(now, Some(Opening::ColdBoot)),
                 Phase::Syncing(_) if !self.peer_lives(now) => {
-                    self.push(MemberOutput::DiscardVm);
                     self.override_with(now, Some(Opening::ColdBoot));
                 }
                 Phase::Fenced(f) => {

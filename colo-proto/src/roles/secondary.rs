@@ -537,6 +537,9 @@ impl Conduct for Secondary {
                     .answer_waiting(Until::Alone, Answer::Refused(Refusal::GuestFailed));
             }
             MemberOutput::ColdBoot { generation } => {
+                if self.base.link.any_up() {
+                    self.lose_peer(PeerLost::NotOwner, Some("this host boots the VM"));
+                }
                 self.base.answer_waiting(Until::Alone, Answer::Done);
                 // An operator may have made the disk a replica's meanwhile.
                 self.base.stop_replication(false);
