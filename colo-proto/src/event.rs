@@ -1,6 +1,6 @@
 //! What a machine reports: for logs, operators and tests. Nothing has to be done about an event.
 
-use alloc::{string::String, vec::Vec};
+use alloc::{boxed::Box, string::String, vec::Vec};
 use core::time::Duration;
 
 use crate::{
@@ -8,6 +8,7 @@ use crate::{
     id::{Channel, Epoch, Generation},
     member::{MemberEvent, Unprotected},
     operation::GuestOpKind,
+    output::flow::Divergence,
     stats::CheckpointTimes,
     status::{ColoExit, FailoverStatus, Mode},
 };
@@ -93,6 +94,8 @@ pub enum Event {
         /// Why.
         why: String,
     },
+    /// The guests said different things in a conversation: a checkpoint makes them one again.
+    Parted(Box<Divergence>),
     /// A queue reached its bound and something gave way.
     QueueFull(Queue),
     /// Liveness and ownership (spec ownership 13.3).

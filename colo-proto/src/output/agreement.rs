@@ -1,36 +1,66 @@
 //! Output that waits: until both guests have said it, or until a checkpoint covers it.
 //!
-//! This is the seam for other comparators. [`Outlet`](super::outlet::Outlet) asks only what stands
-//! here, so a comparator of flows, which holds and releases per connection, takes the place of
-//! [`Agreement`] without a change of the outlet or of a role.
+//! A conversation waits for itself only: what one of them holds back does not hold its neighbours.
 
+use alloc::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 
-use super::{
-    compare::{Comparator, Compared},
-    held::Held,
-};
+use super::flow::{Divergence, Flows, Limits, Report};
 use crate::{id::Epoch, time::Instant};
 
-/// Held frames in one queue, compared whole.
+/// What a frame takes besides its bytes.
+const FRAME: usize = size_of::<(u64, Frame)>() + size_of::<Report>();
+
+/// Held frames, by the order in which the guest said them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Agreement {
-    held: Held,
-    comparator: Comparator,
+    flows: Flows,
+    held: BTreeMap<u64, Frame>,
+    next: u64,
+    bytes: usize,
+    most_bytes: usize,
+    /// What both guests have said and may leave as soon as the other host stores what it answers.
+    ready: VecDeque<u64>,
+    /// What the other host must know of connections, in order; how often there was something.
+    reports: VecDeque<Report>,
+    reported: u64,
+    /// How many of the other guest's first frames since the checkpoint have been said here.
+    left: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Frame {
+    since: Epoch,
+    needs: Stored,
+    bytes: Bytes,
+}
+
+/// What the other host stores: client frames up to an index, and so many reports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Stored {
+    pub(crate) inputs: u64,
+    pub(crate) reports: u64,
 }
 
 impl Agreement {
-    /// Nothing is held; at most `most_bytes` will be.
-    pub(crate) const fn new(most_bytes: usize) -> Self {
+    /// Nothing is held; at most `most_bytes` will be. The seed keys the table of flows.
+    pub(crate) const fn new(limits: Limits, seed: u64) -> Self {
         Self {
-            held: Held::new(most_bytes),
-            comparator: Comparator::new(most_bytes),
+            flows: Flows::new(limits, seed),
+            held: BTreeMap::new(),
+            next: 0,
+            bytes: 0,
+            most_bytes: limits.bytes,
+            ready: VecDeque::new(),
+            reports: VecDeque::new(),
+            reported: 0,
+            left: 0,
         }
     }
 
     /// The checkpoint since which output is compared.
     pub(crate) const fn epoch(&self) -> Epoch {
-        self.comparator.epoch()
+        self.flows.epoch()
     }
 
     /// Holds a frame that this host's guest said after capture `since`, when it had been given
@@ -44,76 +74,232 @@ impl Agreement {
         frame: Bytes,
         compare: bool,
     ) -> bool {
-        let compared = (compare && since == self.epoch()).then(|| frame.clone());
-        if self.held.push(now, since, inputs, frame).is_err() {
+        if self.bytes + frame.len() + FRAME > self.most_bytes {
             return false;
         }
-        if let Some(frame) = compared {
-            self.comparator.ours(frame);
+        let tag = self.next;
+        self.next += 1;
+        self.bytes += frame.len() + FRAME;
+        let needs = Stored { inputs, reports: 0 };
+        let held = Frame {
+            since,
+            needs,
+            bytes: frame,
+        };
+        self.held.insert(tag, held);
+        if compare && since == self.epoch() {
+            self.compare(now, tag);
         }
         true
     }
 
     /// A frame that the peer's guest said after checkpoint `epoch`.
-    pub(crate) fn theirs(&mut self, epoch: Epoch, frame: Bytes) {
-        self.comparator.theirs(epoch, frame);
+    pub(crate) fn theirs(&mut self, now: Instant, epoch: Epoch, frame: &Bytes) {
+        self.flows.theirs(now, epoch, frame);
     }
 
     /// Output commit, first way: the next frame that both guests said, if the other host has
-    /// stored the client frames it answers (up to `acked`).
-    ///
-    /// As long as frames are compared whole, agreeing implies the latter: a guest that said the
-    /// same has the same inputs, and they are acknowledged first. A comparator that looks at
-    /// payloads alone needs the rule.
-    pub(crate) fn agreed(&mut self, acked: u64) -> Option<Bytes> {
-        self.held.release_agreed(self.comparator.matched(), acked)
+    /// stored what it answers and what it needs to know of the connection.
+    pub(crate) fn agreed(&mut self, stored: Stored) -> Option<Bytes> {
+        while let Some(tag) = self.flows.agreed() {
+            self.ready.push_back(tag);
+        }
+        let needs = self.held.get(self.ready.front()?)?.needs;
+        if needs.inputs > stored.inputs || needs.reports > stored.reports {
+            return None;
+        }
+        let tag = self.ready.pop_front()?;
+        self.take(tag)
     }
 
     /// Output commit, second way: the next frame that checkpoint `epoch` covers.
     pub(crate) fn covered(&mut self, epoch: Epoch) -> Option<Bytes> {
-        self.held.release_covered(epoch)
+        let (&tag, first) = self.held.first_key_value()?;
+        if first.since >= epoch {
+            return None;
+        }
+        self.take(tag)
     }
 
     /// The next frame, whatever was said about it.
     pub(crate) fn any(&mut self) -> Option<Bytes> {
-        self.held.release_all()
+        let tag = *self.held.first_key_value()?.0;
+        self.take(tag)
     }
 
     /// The peer holds `epoch`: a new interval begins. With `compare`, what the guest here has said
     /// in it already is compared too.
-    pub(crate) fn commit(&mut self, epoch: Epoch, compare: bool) {
-        self.held.commit(epoch);
-        self.comparator.commit(epoch);
-        if compare {
-            for frame in self.held.since_commit() {
-                self.comparator.ours(frame.clone());
-            }
+    pub(crate) fn commit(&mut self, now: Instant, epoch: Epoch, compare: bool) {
+        self.flows.commit(now, epoch);
+        self.ready.clear();
+        self.left = 0;
+        if !compare {
+            return;
+        }
+        let said = self.held.iter().filter(|(_, frame)| frame.since == epoch);
+        let tags: alloc::vec::Vec<u64> = said.map(|(tag, _)| *tag).collect();
+        for tag in tags {
+            self.compare(now, tag);
         }
     }
 
-    /// How many frames of the interval have left because both said them.
-    pub(crate) const fn left(&self) -> u64 {
-        self.held.agreed()
+    /// The peer's guest runs from now on.
+    pub(crate) fn resumed(&mut self, now: Instant) {
+        self.flows.resumed(now);
     }
 
-    /// Whether the guests have parted; said once an interval.
-    pub(crate) fn diverged(&mut self) -> bool {
-        matches!(self.comparator.poll(), Some(Compared::Diverged(_)))
+    /// The peer is gone, with what it knew of connections.
+    pub(crate) fn forget_peer(&mut self) {
+        self.reports.clear();
+        self.reported = 0;
+        self.flows.forget_peer();
     }
 
-    /// When the oldest frame that still waits came.
-    pub(crate) fn oldest(&self) -> Option<Instant> {
-        self.held.oldest()
+    /// The next thing that the other host must know.
+    pub(crate) fn poll_report(&mut self) -> Option<Report> {
+        self.reports.pop_front()
+    }
+
+    /// How many reports there were.
+    pub(crate) const fn reported(&self) -> u64 {
+        self.reported
+    }
+
+    /// How many of the other guest's first frames of the interval the world has heard from here, if
+    /// that is news.
+    pub(crate) fn left(&mut self) -> Option<u64> {
+        let left = self.flows.accounted();
+        if !self.ready.is_empty() || left == self.left {
+            return None;
+        }
+        self.left = left;
+        Some(left)
+    }
+
+    /// How guests have parted in a conversation; said once an interval of each.
+    pub(crate) fn parted(&mut self) -> Option<Divergence> {
+        self.flows.parted()
+    }
+
+    /// When a frame has waited too long for its match.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.flows.poll_timeout()
+    }
+
+    /// Looks for those that have.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        self.flows.handle_timeout(now);
     }
 
     /// Whether more than half of the bound is used.
     pub(crate) const fn filling(&self) -> bool {
-        self.held.filling()
+        self.bytes > self.most_bytes / 2
     }
 
     /// The first frame of the interval that waits.
     #[cfg(feature = "mutations")]
     pub(crate) fn first(&self) -> Option<Bytes> {
-        self.held.since_commit().next().cloned()
+        let epoch = self.epoch();
+        let mut frames = self.held.values();
+        frames
+            .find(|frame| frame.since == epoch)
+            .map(|frame| frame.bytes.clone())
+    }
+
+    fn compare(&mut self, now: Instant, tag: u64) {
+        let Some(frame) = self.held.get_mut(&tag) else {
+            return;
+        };
+        if let Some(report) = self.flows.ours(now, tag, &frame.bytes) {
+            self.reported += 1;
+            frame.needs.reports = self.reported;
+            self.reports.push_back(report);
+        }
+    }
+
+    fn take(&mut self, tag: u64) -> Option<Bytes> {
+        let frame = self.held.remove(&tag)?;
+        self.bytes -= frame.bytes.len() + FRAME;
+        Some(frame.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::time::Duration;
+
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        bytes: 4096,
+        header: 0,
+        soonest: Duration::from_millis(10),
+        latest: Duration::from_millis(100),
+    };
+
+    fn agreement() -> Agreement {
+        let mut agreement = Agreement::new(LIMITS, 1);
+        agreement.commit(Instant::ZERO, Epoch(1), true);
+        agreement
+    }
+
+    fn ours(agreement: &mut Agreement, since: u64, inputs: u64, text: &'static str) -> bool {
+        let frame = Bytes::from_static(text.as_bytes());
+        agreement.ours(Instant::ZERO, Epoch(since), inputs, frame, true)
+    }
+
+    fn theirs(agreement: &mut Agreement, text: &'static str) {
+        let frame = Bytes::from_static(text.as_bytes());
+        agreement.theirs(Instant::ZERO, agreement.epoch(), &frame);
+    }
+
+    const fn stored(inputs: u64) -> Stored {
+        Stored { inputs, reports: 0 }
+    }
+
+    #[test]
+    fn agreement_releases_in_order_and_only_what_the_peer_could_repeat() {
+        let mut waiting = agreement();
+        for (since, inputs, text) in [(1, 5, "a"), (1, 7, "b"), (2, 7, "c")] {
+            assert!(ours(&mut waiting, since, inputs, text));
+            theirs(&mut waiting, text);
+        }
+        assert_eq!(waiting.agreed(stored(4)), None, "input 5 is not stored");
+        assert_eq!(waiting.left(), None, "nothing has left");
+        assert_eq!(waiting.agreed(stored(6)).unwrap(), "a");
+        assert_eq!(waiting.agreed(stored(6)), None);
+        assert_eq!(waiting.agreed(stored(7)).unwrap(), "b");
+        assert_eq!(
+            waiting.agreed(stored(9)),
+            None,
+            "said after a later capture"
+        );
+        assert_eq!(waiting.left(), Some(2));
+        assert_eq!(waiting.left(), None, "no news");
+    }
+
+    #[test]
+    fn a_checkpoint_covers_what_was_said_before_its_capture() {
+        let mut waiting = agreement();
+        ours(&mut waiting, 1, 0, "a");
+        ours(&mut waiting, 2, 0, "b");
+        assert_eq!(waiting.covered(Epoch(2)).unwrap(), "a");
+        assert_eq!(waiting.covered(Epoch(2)), None);
+        waiting.commit(Instant::ZERO, Epoch(2), true);
+        theirs(&mut waiting, "b");
+        assert_eq!(waiting.agreed(stored(0)).unwrap(), "b");
+    }
+
+    #[test]
+    fn the_bound_counts_what_a_frame_takes() {
+        let mut waiting = agreement();
+        let mut held = 0;
+        while ours(&mut waiting, 0, 0, "abc") {
+            held += 1;
+        }
+        assert_eq!(held, 4096 / (FRAME + 3));
+        assert!(waiting.filling());
+        while waiting.any().is_some() {}
+        assert_eq!(waiting.bytes, 0);
     }
 }

@@ -27,11 +27,11 @@ fn config() -> Config {
 }
 
 fn serving() -> Outlet<Serving> {
-    Outlet::serving(&config(), Epoch(0), 0)
+    Outlet::serving(&config(), 1, Epoch(0), 0)
 }
 
 fn shadowing() -> Outlet<Shadowing> {
-    Outlet::shadowing(&config())
+    Outlet::shadowing(&config(), 1)
 }
 
 fn frame(text: &'static str) -> Bytes {
@@ -68,7 +68,7 @@ fn what_the_world_has_not_heard_is_said_at_a_takeover_and_not_at_a_boot() {
     let mut outlet = shadowing();
     for text in ["heard", "unheard"] {
         assert!(outlet.is_said(Epoch(0), Epoch(0), &frame(text)).unwrap());
-        assert_eq!(outlet.keep(frame(text)), None);
+        assert_eq!(outlet.keep(NOW, frame(text)), None);
     }
     outlet.heard_there(1);
     assert!(left(&mut outlet.clone().boot(Epoch(0))).is_empty());
@@ -82,6 +82,6 @@ fn client_frames_are_numbered_on_from_what_the_guest_may_have_consumed() {
         outlet.store(index, index == 5, frame("client")).unwrap();
     }
     let mut outlet = outlet.take_over(Epoch(0));
-    let (logged, _) = outlet.heard(6, true).unwrap();
+    let (logged, _) = outlet.number(6, true).unwrap();
     assert_eq!(logged.index, 8);
 }

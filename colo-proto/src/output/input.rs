@@ -188,6 +188,12 @@ impl StoredInputs {
         self.last
     }
 
+    /// Index of the newest frame that the guest was given.
+    #[must_use]
+    pub const fn given(&self) -> u64 {
+        self.delivered
+    }
+
     /// The next frame that the guest has not been given.
     pub fn poll(&mut self) -> Option<(u64, Bytes)> {
         let next = self.frames.iter().find(|(i, _)| *i > self.delivered)?;

@@ -2,20 +2,18 @@
 //!
 //! ```text
 //!   primary's guest ─▶ classify ─┬─ pass-through ───────────────────┐
-//!                                └─▶ Held ── matched & inputs acked ─┤
-//!                                      └──── covered by a checkpoint ┤
-//!   secondary's guest ─▶ Comparator ─▲                               ▼
+//!                                └─▶ Agreement ── said by both ─────┤
+//!                                      └── or covered by checkpoint ─┤
+//!   secondary's guest ─▶ Flows ──────▲                  translator ──▼
 //!                                                    Gate: permit? ─▶ world
 //! ```
 //!
 //! | file | holds |
 //! |---|---|
 //! | `outlet.rs` | [`Outlet`]: may this frame leave? The one answer, in both roles |
-//! | `agreement.rs` | what waits, and what releases it: the seam for other comparators |
+//! | `agreement.rs` | output waiting for its release, in order |
 //! | `announce.rs` | frames that tell where the VM lives after a takeover |
 //! | `class.rs` | which frames are neither compared nor held |
-//! | `compare.rs` | [`Comparator`]: do both guests say the same? |
-//! | `held.rs` | output waiting for its release, in order |
 //! | `input.rs` | [`InputLog`], [`StoredInputs`]: index, acknowledged-upto, cut, redelivery |
 //! | [`flow`] | [`Flows`](flow::Flows): do both guests say the same in each conversation? |
 //! | `gate.rs` | the only way out |
@@ -30,17 +28,14 @@ pub mod announce;
 #[cfg(test)]
 mod changes;
 mod class;
-mod compare;
 pub mod flow;
 mod gate;
-mod held;
 mod input;
 mod outlet;
 pub mod packet;
 mod shadow;
 pub mod translate;
 
-pub use compare::{Comparator, Compared, Divergence};
 pub use input::{InputLog, Logged, NotStored, StoredInputs};
 pub(crate) use outlet::{News, Outlet, Serving, Shadowing, within_reach};
 

@@ -8,15 +8,18 @@
 //! An [`Outlet`] knows no phase of a checkpoint and no channel. What a role must pass on is
 //! returned as [`News`].
 
+use alloc::collections::VecDeque;
 use bytes::Bytes;
 use core::time::Duration;
 
 use super::{
-    agreement::Agreement,
+    agreement::{Agreement, Stored},
     class::passes,
+    flow::{Difference, Divergence, Limits, Report},
     gate::Gate,
     input::{InputLog, Logged, NotStored, StoredInputs},
     shadow::Shadow,
+    translate::{Lasting, Translator},
 };
 use crate::{
     config::{Config, PassThrough},
@@ -49,7 +52,12 @@ pub(crate) struct Outlet<Side> {
     most_bytes: usize,
     /// How the interval between two checkpoints runs.
     mode: Mode,
+    limits: Limits,
+    /// Keys the tables of flows.
+    seed: u64,
+    now: Instant,
     gate: Gate,
+    translator: Translator,
     counts: Counts,
     side: Side,
 }
@@ -64,18 +72,24 @@ pub(crate) struct Serving {
     waiting: Agreement,
     inputs: InputLog,
     mirroring: bool,
-    /// A frame has waited too long for its match, and a checkpoint was asked for because of it.
-    asked: bool,
     /// When the world is told next where the VM lives, and how often that was done.
     announce: Option<(Instant, usize)>,
+    /// How many reports the other host has stored.
+    reports: u64,
+    /// How guests have parted, not yet passed on.
+    parted: VecDeque<Divergence>,
+    /// Client frames that the guest here was to be given before this host took over.
+    backlog: VecDeque<(u64, Bytes)>,
 }
 
 /// The side of the host that may take over.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Shadowing {
     stored: StoredInputs,
-    /// Newest client frame that has not been acknowledged.
-    unacknowledged: Option<u64>,
+    /// Something was stored that has not been acknowledged.
+    unacknowledged: bool,
+    /// Reports stored.
+    reports: u64,
     shadow: Shadow,
 }
 
@@ -87,7 +101,7 @@ pub(crate) struct News {
     pub(crate) full: Option<Queue>,
     /// A checkpoint is wanted.
     pub(crate) wants: Option<Cause>,
-    /// So many frames since the checkpoint have left because both guests said them.
+    /// So many of the other guest's first frames since the checkpoint need not be said again.
     pub(crate) left: Option<(Epoch, u64)>,
 }
 
@@ -122,6 +136,7 @@ impl<Side> Outlet<Side> {
 
     /// Lets a frame out as soon as there is a permit.
     fn release(&mut self, frame: Bytes, news: &mut News) {
+        let frame = self.translator.from_guest(self.now, frame);
         if !self.gate.push(frame) {
             self.counts.dropped += 1;
             news.full = Some(Queue::Gate);
@@ -136,7 +151,11 @@ impl<Side> Outlet<Side> {
             pass: self.pass,
             most_bytes: self.most_bytes,
             mode: self.mode,
+            limits: self.limits,
+            seed: self.seed,
+            now: self.now,
             gate: self.gate,
+            translator: self.translator,
             counts: self.counts,
             side,
         }
@@ -146,22 +165,30 @@ impl<Side> Outlet<Side> {
 impl Outlet<Serving> {
     /// Of a host that has had the VM from `born` on. Client frames are numbered on from `newest`,
     /// which the guest may have consumed already.
-    pub(crate) const fn serving(config: &Config, born: Epoch, newest: u64) -> Self {
+    pub(crate) fn serving(config: &Config, seed: u64, born: Epoch, newest: u64) -> Self {
+        let limits = limits(config);
+        let mut translator = Translator::new(limits.header, seed);
+        translator.take_over();
         Self {
             #[cfg(feature = "mutations")]
             bug: config.bug,
             pass: config.pass,
             most_bytes: config.hold_bytes,
             mode: config.mode,
+            limits,
+            seed,
+            now: Instant::ZERO,
             gate: Gate::new(config.hold_bytes),
+            translator,
             counts: Counts::NONE,
-            side: Serving::new(config.hold_bytes, born, newest),
+            side: Serving::new(limits, seed, born, newest),
         }
     }
 
     /// The VM belongs to the other host: nothing that waits here may ever leave.
     pub(crate) fn give_up(mut self) -> Outlet<Shadowing> {
         self.gate.clear();
+        self.translator.clear();
         while self.side.waiting.any().is_some() {
             self.counts.dropped += 1;
         }
@@ -213,6 +240,7 @@ impl Outlet<Serving> {
         since: Epoch,
         frame: Bytes,
     ) -> Result<News, Misuse> {
+        self.now = now;
         let mut news = News::default();
         if since > newest {
             return Err(Misuse::WrongEpoch { got: since, newest });
@@ -244,10 +272,12 @@ impl Outlet<Serving> {
     /// capture.
     pub(crate) fn said_there(
         &mut self,
+        now: Instant,
         newest: Epoch,
         epoch: Epoch,
         frame: Bytes,
     ) -> Result<News, PeerFault> {
+        self.now = now;
         let mut news = News::default();
         if epoch > newest {
             return Err(PeerFault::Field {
@@ -262,7 +292,7 @@ impl Outlet<Serving> {
         }
         #[cfg(feature = "mutations")]
         let (epoch, frame) = self.mutated(epoch, frame);
-        self.side.waiting.theirs(epoch, frame);
+        self.side.waiting.theirs(now, epoch, &frame);
         self.release_agreed(&mut news);
         Ok(news)
     }
@@ -280,11 +310,28 @@ impl Outlet<Serving> {
         (epoch, said.unwrap_or(frame))
     }
 
+    /// A client's frame, as the guest here knows its connection. `None` if it must wait for the
+    /// guest to open it.
+    pub(crate) fn heard(&mut self, now: Instant, frame: Bytes) -> Option<Bytes> {
+        self.now = now;
+        self.translator.to_guest(now, 0, frame)
+    }
+
+    /// The next client's frame that waited for the guest.
+    pub(crate) fn poll_heard(&mut self) -> Option<Bytes> {
+        Some(self.translator.poll_ready()?.1)
+    }
+
+    /// The next client frame that was stored here for a guest that is now the VM.
+    pub(crate) fn poll_backlog(&mut self) -> Option<(u64, Bytes)> {
+        self.side.backlog.pop_front()
+    }
+
     /// A client's frame of this length. `room` says whether the peer could be sent it.
     ///
     /// # Errors
     /// If it cannot be numbered now: neither guest may see it, as if the wire had lost it.
-    pub(crate) fn heard(&mut self, len: usize, room: bool) -> Result<(Logged, News), News> {
+    pub(crate) fn number(&mut self, len: usize, room: bool) -> Result<(Logged, News), News> {
         let mirroring = self.side.mirroring;
         let logged = (room || !mirroring).then(|| self.side.inputs.push(len, mirroring));
         let Some(logged) = logged.flatten() else {
@@ -308,8 +355,8 @@ impl Outlet<Serving> {
         self.side.mirroring
     }
 
-    /// The other host has stored client frames up to this.
-    pub(crate) fn acknowledged(&mut self, index: u64) -> Result<News, PeerFault> {
+    /// The other host has stored client frames up to this index, and so many reports, modulo 2^32.
+    pub(crate) fn acknowledged(&mut self, index: u64, reports: u32) -> Result<News, PeerFault> {
         if !self.side.inputs.ack(index) {
             return Err(PeerFault::Field {
                 message: Kind::InputAck.name(),
@@ -318,9 +365,35 @@ impl Outlet<Serving> {
                 expected: self.side.inputs.last(),
             });
         }
+        let reported = self.side.waiting.reported();
+        let behind = u64::from((reported as u32).wrapping_sub(reports));
+        let Some(stored) = reported.checked_sub(behind) else {
+            return Err(PeerFault::Field {
+                message: Kind::InputAck.name(),
+                field: "reports",
+                got: u64::from(reports),
+                expected: reported,
+            });
+        };
+        self.side.reports = self.side.reports.max(stored);
         let mut news = News::default();
         self.release_agreed(&mut news);
         Ok(news)
+    }
+
+    /// The next thing that the other host must know of a connection.
+    pub(crate) fn poll_report(&mut self) -> Option<Report> {
+        self.side.waiting.poll_report()
+    }
+
+    /// What another secondary must know of connections from before it was one.
+    pub(crate) fn lasting(&self) -> impl Iterator<Item = Lasting> {
+        self.translator.lasting()
+    }
+
+    /// How guests have parted in a conversation.
+    pub(crate) fn poll_parted(&mut self) -> Option<Divergence> {
+        self.side.parted.pop_front()
     }
 
     /// A checkpoint was asked for, after which the pair runs in this mode. From here on client
@@ -340,7 +413,6 @@ impl Outlet<Serving> {
     /// The state is captured: whatever a frame waited for, a checkpoint is on its way.
     pub(crate) fn captured(&mut self, epoch: Epoch) -> News {
         let mut news = News::default();
-        self.side.asked = false;
         if bug!(self, ReleaseBeforeReceived) {
             self.release_covered(epoch, &mut news);
         }
@@ -349,7 +421,14 @@ impl Outlet<Serving> {
 
     /// The other host holds checkpoint `epoch`, which consumed client frames up to `inputs`: what
     /// was said before its capture may leave, and the next interval runs in `mode`.
-    pub(crate) fn commit(&mut self, epoch: Epoch, inputs: u64, mode: Mode) -> (News, Option<Mode>) {
+    pub(crate) fn commit(
+        &mut self,
+        now: Instant,
+        epoch: Epoch,
+        inputs: u64,
+        mode: Mode,
+    ) -> (News, Option<Mode>) {
+        self.now = now;
         let mut news = News::default();
         let covered = if bug!(self, NewOutputWithOld) {
             epoch.next()
@@ -359,9 +438,11 @@ impl Outlet<Serving> {
         self.release_covered(covered, &mut news);
         self.side.inputs.cut(inputs);
         let lockstep = mode == Mode::Lockstep;
-        self.side.waiting.commit(epoch, lockstep);
+        self.side.waiting.commit(now, epoch, lockstep);
         self.side.mirroring = lockstep;
-        (news, self.set_mode(mode))
+        let changed = self.set_mode(mode);
+        self.release_agreed(&mut news);
+        (news, changed)
     }
 
     /// The peer is gone: it stores nothing and says nothing. Whether it may own the VM is open, so
@@ -369,6 +450,8 @@ impl Outlet<Serving> {
     pub(crate) fn forget_peer(&mut self) {
         self.side.mirroring = false;
         self.side.inputs.forget_peer();
+        self.side.waiting.forget_peer();
+        self.side.reports = 0;
     }
 
     /// Nobody else can own the VM now: everything that was held may leave.
@@ -378,19 +461,27 @@ impl Outlet<Serving> {
         while let Some(frame) = self.side.waiting.any() {
             self.release(frame, &mut news);
         }
-        self.side.waiting.commit(epoch, false);
+        self.side.waiting.commit(self.now, epoch, false);
         news
     }
 
-    /// When the oldest frame that waits for its match came, unless it was noticed already.
-    pub(crate) fn unmatched_since(&self) -> Option<Instant> {
-        let compares = self.mode == Mode::Lockstep && !self.side.asked;
-        compares.then(|| self.side.waiting.oldest()).flatten()
+    /// The other host's guest runs from now on.
+    pub(crate) fn resumed(&mut self, now: Instant) {
+        self.side.waiting.resumed(now);
     }
 
-    /// It has waited too long: a checkpoint is asked for, once.
-    pub(crate) const fn noticed_unmatched(&mut self) {
-        self.side.asked = true;
+    /// When a frame has waited too long for its match.
+    pub(crate) fn unmatched_at(&self) -> Option<Instant> {
+        let compares = self.mode == Mode::Lockstep;
+        compares.then(|| self.side.waiting.poll_timeout()).flatten()
+    }
+
+    /// Looks for frames that have: a checkpoint is asked for, once an interval of each conversation.
+    pub(crate) fn watch(&mut self, now: Instant) -> News {
+        let mut news = News::default();
+        self.side.waiting.handle_timeout(now);
+        self.release_agreed(&mut news);
+        news
     }
 
     fn release_covered(&mut self, epoch: Epoch, news: &mut News) {
@@ -400,66 +491,94 @@ impl Outlet<Serving> {
     }
 
     fn release_agreed(&mut self, news: &mut News) {
-        let before = self.side.waiting.left();
-        let acked = self.side.inputs.acked();
-        while let Some(frame) = self.side.waiting.agreed(acked) {
+        let stored = Stored {
+            inputs: self.side.inputs.acked(),
+            reports: self.side.reports,
+        };
+        while let Some(frame) = self.side.waiting.agreed(stored) {
             self.counts.matched += 1;
             self.release(frame, news);
         }
-        let left = self.side.waiting.left();
-        if left != before {
+        if let Some(left) = self.side.waiting.left() {
             news.left = Some((self.side.waiting.epoch(), left));
         }
-        if self.side.waiting.diverged() {
+        while let Some(parted) = self.side.waiting.parted() {
             self.counts.diverged += 1;
-            news.wants.get_or_insert(Cause::Diverged);
+            news.wants.get_or_insert(match parted.cause {
+                Difference::Unanswered => Cause::Unanswered,
+                _ => Cause::Diverged,
+            });
+            if self.side.parted.len() < MOST_PARTED {
+                self.side.parted.push_back(parted);
+            }
         }
     }
 }
 
 impl Serving {
-    const fn new(most_bytes: usize, born: Epoch, newest: u64) -> Self {
+    const fn new(limits: Limits, seed: u64, born: Epoch, newest: u64) -> Self {
         Self {
             born,
             hold_from: None,
-            waiting: Agreement::new(most_bytes),
-            inputs: InputLog::after(newest, most_bytes),
+            waiting: Agreement::new(limits, seed),
+            inputs: InputLog::after(newest, limits.bytes),
             mirroring: false,
-            asked: false,
             announce: None,
+            reports: 0,
+            parted: VecDeque::new(),
+            backlog: VecDeque::new(),
         }
     }
 }
 
 impl Outlet<Shadowing> {
     /// Of a host without a replica.
-    pub(crate) const fn shadowing(config: &Config) -> Self {
+    pub(crate) const fn shadowing(config: &Config, seed: u64) -> Self {
+        let limits = limits(config);
         Self {
             #[cfg(feature = "mutations")]
             bug: config.bug,
             pass: config.pass,
             most_bytes: config.hold_bytes,
             mode: config.mode,
+            limits,
+            seed,
+            now: Instant::ZERO,
             gate: Gate::new(config.hold_bytes),
+            translator: Translator::new(limits.header, seed),
             counts: Counts::NONE,
             side: Shadowing::new(config.hold_bytes),
         }
     }
 
     /// This host has the VM, with the guest that ran here since checkpoint `epoch`: what the world
-    /// may not have heard of it is said again, and client frames are numbered on.
+    /// may not have heard of it is said again, client frames are numbered on, and the guest gets
+    /// those that were stored for it: their senders may have been told that they arrived.
     pub(crate) fn take_over(mut self, epoch: Epoch) -> Outlet<Serving> {
+        let mut backlog = VecDeque::new();
+        while let Some(stored) = self.poll_input(self.now) {
+            backlog.push_back(stored);
+        }
+        self.translator.take_over();
         // The bounds are the same and the gate is empty, so that nothing is dropped here.
         for frame in self.side.shadow.take() {
             self.release(frame, &mut News::default());
         }
-        self.boot(epoch)
+        let mut outlet = self.serve(epoch);
+        outlet.side.backlog = backlog;
+        outlet
     }
 
     /// This host has the VM, with a guest that begins anew.
-    pub(crate) fn boot(self, epoch: Epoch) -> Outlet<Serving> {
+    pub(crate) fn boot(mut self, epoch: Epoch) -> Outlet<Serving> {
+        self.translator.clear();
+        self.translator.take_over();
+        self.serve(epoch)
+    }
+
+    fn serve(self, epoch: Epoch) -> Outlet<Serving> {
         let newest = self.side.stored.newest();
-        let side = Serving::new(self.most_bytes, epoch, newest);
+        let side = Serving::new(self.limits, self.seed, epoch, newest);
         self.becomes(side)
     }
 
@@ -479,7 +598,9 @@ impl Outlet<Shadowing> {
     }
 
     /// Keeps a frame until the world has heard it from the other host.
-    pub(crate) fn keep(&mut self, frame: Bytes) -> Option<Queue> {
+    pub(crate) fn keep(&mut self, now: Instant, frame: Bytes) -> Option<Queue> {
+        self.now = now;
+        let frame = self.translator.from_guest(now, frame);
         (!self.side.shadow.push(frame)).then_some(Queue::Shadow)
     }
 
@@ -498,7 +619,7 @@ impl Outlet<Shadowing> {
         within_reach(message, field, index)?;
         match self.side.stored.push(index, frame) {
             Ok(()) => {
-                self.side.unacknowledged = Some(index);
+                self.side.unacknowledged = true;
                 Ok(())
             }
             Err(NotStored::Gap { expected }) => Err(PeerFault::Field {
@@ -516,35 +637,72 @@ impl Outlet<Shadowing> {
         }
     }
 
-    /// The newest client frame stored and not acknowledged, which acknowledges all before it.
-    pub(crate) const fn acknowledge(&mut self) -> Option<u64> {
-        self.side.unacknowledged.take()
+    /// Stores what the other host reports of a connection.
+    pub(crate) fn report(&mut self, now: Instant, report: Report) {
+        self.now = now;
+        self.side.reports += 1;
+        self.side.unacknowledged = true;
+        self.translator.report(now, report);
+    }
+
+    /// Stores what the other host knows for good of a connection.
+    pub(crate) fn inherit(&mut self, now: Instant, lasting: Lasting) {
+        self.translator.inherit(now, lasting);
+    }
+
+    /// The newest client frame and the number of reports stored, modulo 2^32, if that was not
+    /// acknowledged.
+    pub(crate) fn acknowledge(&mut self) -> Option<(u64, u32)> {
+        let is_news = core::mem::take(&mut self.side.unacknowledged);
+        let newest = self.side.stored.last().unwrap_or(0);
+        is_news.then_some((newest, self.side.reports as u32))
     }
 
     /// The next client frame for the guest here: those it has not been given, and after a commit
     /// those that the loaded state has not consumed.
-    pub(crate) fn poll_input(&mut self) -> Option<(u64, Bytes)> {
-        (self.mode == Mode::Lockstep)
-            .then(|| self.side.stored.poll())
-            .flatten()
+    pub(crate) fn poll_input(&mut self, now: Instant) -> Option<(u64, Bytes)> {
+        if self.mode == Mode::Standby {
+            return None;
+        }
+        self.now = now;
+        loop {
+            if let Some((_, frame)) = self.translator.poll_ready() {
+                // Those that came after it may have been given already.
+                return Some((self.side.stored.given(), frame));
+            }
+            let (index, frame) = self.side.stored.poll()?;
+            if let Some(frame) = self.translator.to_guest(now, index, frame) {
+                return Some((index, frame));
+            }
+        }
     }
 
     /// All memory is about to be replaced: client frames of an earlier guest mean nothing.
     pub(crate) fn begin_anew(&mut self) {
         self.side.stored.clear();
+        self.side.reports = 0;
+        self.translator.clear();
     }
 
-    /// A checkpoint is loaded that consumed client frames up to `inputs`; the next interval runs in
-    /// `mode`.
-    pub(crate) fn commit(&mut self, inputs: u64, mode: Mode) -> Option<Mode> {
+    /// Checkpoint `epoch` is loaded that consumed client frames up to `inputs`; the next interval
+    /// runs in `mode`.
+    pub(crate) fn commit(
+        &mut self,
+        now: Instant,
+        epoch: Epoch,
+        inputs: u64,
+        mode: Mode,
+    ) -> Option<Mode> {
+        self.now = now;
         self.side.stored.rewind(inputs);
         self.side.shadow.commit();
+        self.translator.commit(now, epoch);
         self.set_mode(mode)
     }
 
     /// The peer is gone: nobody waits for an acknowledgement.
     pub(crate) const fn forget_peer(&mut self) {
-        self.side.unacknowledged = None;
+        self.side.unacknowledged = false;
     }
 }
 
@@ -553,9 +711,24 @@ impl Shadowing {
         Self {
             // The primary bounds what it mirrors between two cuts; one transaction may overlap.
             stored: StoredInputs::new(most_bytes.saturating_mul(2)),
-            unacknowledged: None,
+            unacknowledged: false,
+            reports: 0,
             shadow: Shadow::new(most_bytes),
         }
+    }
+}
+
+/// Most divergences that wait to be passed on.
+const MOST_PARTED: usize = 64;
+/// A frame waits at least so long for its match, however fast others came.
+const SOONEST: Duration = Duration::from_millis(10);
+
+const fn limits(config: &Config) -> Limits {
+    Limits {
+        bytes: config.hold_bytes,
+        header: config.pass.header,
+        soonest: SOONEST,
+        latest: config.compare_timeout,
     }
 }
 

@@ -4,7 +4,7 @@
 //! The file reads in the order of a pairing: inputs, hello, synchronisation, checkpoint, output,
 //! commands, the end.
 
-use alloc::string::String;
+use alloc::{boxed::Box, string::String, vec::Vec};
 use bytes::Bytes;
 
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
     member::{BootId, Command as MemberCommand, Local, MemberOutput, Unprotected},
     mutation::bug,
     operator::{Act, Standing, Until, Why},
-    output::{News, Outlet, Serving, Shadowing},
+    output::{News, Outlet, Serving, Shadowing, flow::Report, translate::Lasting},
     pairing::{Accept, FRAMES_STUCK, Item, Unfit},
     protection::Protection,
     ram::CacheMode,
@@ -29,7 +29,7 @@ use crate::{
     stats::Stats,
     status::{ColoMode, ResumePolicy, Status},
     time::Instant,
-    wire::{FLAG_FIRST, HEAD_LEN, Kind},
+    wire::{BODY_MOST, FLAG_FIRST, HEAD_LEN, Kind},
 };
 
 /// The primary of a pair. See the [crate documentation](crate) for the loop that drives it.
@@ -64,12 +64,15 @@ impl Primary {
 
     /// A primary from the start: it owns the VM, whose guest has not run yet.
     pub(crate) fn first(base: Base) -> Self {
-        let outlet = Outlet::serving(&base.config, base.epoch, 0);
+        let outlet = Outlet::serving(&base.config, base.boot.0, base.epoch, 0);
         Self::new(base, outlet)
     }
 
     /// Does what the member wants at the start.
     pub(crate) fn start(&mut self) {
+        while let Some((index, frame)) = self.outlet.poll_backlog() {
+            self.base.push(Output::ToGuest { index, frame });
+        }
         self.settle();
     }
 
@@ -238,15 +241,30 @@ impl Primary {
             // Asked while this one was being captured, perhaps after the guest had stopped for it.
             self.pace.want(Cause::Asked);
         }
+        if tx.first {
+            self.hand_on();
+        }
         let head = self.base.link.head(Kind::VmstateSend, tx.epoch.0);
         let (head, body) = tx.announcement(head);
         self.base.send(Channel::Control, head, &body);
     }
 
+    /// LASTING_CONNECTIONS: how earlier takeovers translated what is still open.
+    fn hand_on(&mut self) {
+        let lasting: Vec<Lasting> = self.outlet.lasting().collect();
+        for some in lasting.chunks(BODY_MOST / Lasting::BYTES) {
+            let body: Vec<u8> = some.iter().flat_map(Lasting::to_bytes).collect();
+            let head = self.base.link.head(Kind::Lasting, 0);
+            self.base.send(Channel::Control, head, &body);
+        }
+    }
+
     /// VMSTATE_RECEIVED: the commit point. What was said before the capture may leave.
     fn received(&mut self, number: u64) -> Result<(), PeerFault> {
         let tx = self.sender.received(self.base.now, number)?;
-        let (news, changed) = self.outlet.commit(tx.epoch, tx.inputs, tx.mode);
+        let (news, changed) = self
+            .outlet
+            .commit(self.base.now, tx.epoch, tx.inputs, tx.mode);
         self.tell(news);
         if let Some(mode) = changed {
             self.base.event(Event::ModeChanged(mode));
@@ -260,6 +278,7 @@ impl Primary {
     /// waits (standby) with the new state.
     fn loaded(&mut self, number: u64, kind: Kind) -> Result<(), PeerFault> {
         let tx = self.sender.loaded(self.base.now, number, kind)?;
+        self.outlet.resumed(self.base.now);
         self.base.local(Local::CheckpointRunning(false));
         let event = tx.completed(&mut self.base.stats);
         self.base.event(event);
@@ -295,18 +314,43 @@ impl Primary {
 
     /// Passes on what the outlet has to say.
     fn tell(&mut self, news: News) {
+        while !self.base.link.net_is_full(HEAD_LEN + Report::BYTES)
+            && let Some(report) = self.outlet.poll_report()
+        {
+            let head = self.base.link.head(Kind::Connection, report.epoch.0);
+            self.base.send(Channel::Net, head, &report.to_bytes());
+        }
+        while let Some(parted) = self.outlet.poll_parted() {
+            self.base.event(Event::Parted(Box::new(parted)));
+        }
         if let Some(cause) = self.base.pass_on(news) {
             self.pace.want(cause);
         }
     }
 
-    /// A frame that waits too long for its match asks for a checkpoint, once.
+    /// Gives a client's frame to the guest here, and while the pair runs in lockstep to the other.
+    fn give(&mut self, frame: Bytes) {
+        let room = !self.base.link.net_is_full(HEAD_LEN + frame.len());
+        let (logged, news) = match self.outlet.number(frame.len(), room) {
+            Ok(heard) => heard,
+            Err(news) => return self.tell(news),
+        };
+        if self.outlet.mirrors() {
+            let mut head = self.base.link.head(Kind::Input, logged.index);
+            head.flags = if logged.first { FLAG_FIRST } else { 0 };
+            self.base.send(Channel::Net, head, &frame);
+        }
+        self.tell(news);
+        let index = logged.index;
+        self.base.push(Output::ToGuest { index, frame });
+    }
+
+    /// A frame that waits too long for its match asks for a checkpoint.
     fn watch_compare(&mut self) {
-        let timeout = self.base.config.compare_timeout;
-        let since = self.outlet.unmatched_since();
-        if since.is_some_and(|at| self.base.now.since(at) >= timeout) {
-            self.outlet.noticed_unmatched();
-            self.pace.want(Cause::Unanswered);
+        let at = self.outlet.unmatched_at();
+        if at.is_some_and(|at| at <= self.base.now) {
+            let news = self.outlet.watch(self.base.now);
+            self.tell(news);
         }
     }
 
@@ -429,7 +473,7 @@ impl Conduct for Primary {
                 Kind::VmstateReceived => self.received(head.number),
                 Kind::VmstateLoaded | Kind::CheckpointReady => self.loaded(head.number, head.kind),
                 Kind::InputAck => {
-                    let news = self.outlet.acknowledged(head.number)?;
+                    let news = self.outlet.acknowledged(head.number, head.count)?;
                     self.tell(news);
                     Ok(())
                 }
@@ -437,7 +481,8 @@ impl Conduct for Primary {
             },
             Item::Frame(head, frame) if head.kind == Kind::Output => {
                 let (newest, epoch) = (self.base.epoch, Epoch(head.number));
-                let news = self.outlet.said_there(newest, epoch, frame)?;
+                let now = self.base.now;
+                let news = self.outlet.said_there(now, newest, epoch, frame)?;
                 self.tell(news);
                 Ok(())
             }
@@ -454,24 +499,17 @@ impl Conduct for Primary {
         let newest = self.base.epoch.max(captures);
         let news = self.outlet.said(self.base.now, newest, since, frame)?;
         self.tell(news);
+        while let Some(frame) = self.outlet.poll_heard() {
+            self.give(frame);
+        }
         Ok(())
     }
 
-    /// A client's frame: for the guest here, and while the pair runs in lockstep for the other.
+    /// A client's frame.
     fn frame_from_world(&mut self, frame: Bytes) {
-        let room = !self.base.link.net_is_full(HEAD_LEN + frame.len());
-        let (logged, news) = match self.outlet.heard(frame.len(), room) {
-            Ok(heard) => heard,
-            Err(news) => return self.tell(news),
-        };
-        if self.outlet.mirrors() {
-            let mut head = self.base.link.head(Kind::Input, logged.index);
-            head.flags = if logged.first { FLAG_FIRST } else { 0 };
-            self.base.send(Channel::Net, head, &frame);
+        if let Some(frame) = self.outlet.heard(self.base.now, frame) {
+            self.give(frame);
         }
-        self.tell(news);
-        let index = logged.index;
-        self.base.push(Output::ToGuest { index, frame });
     }
 
     fn guest_done(&mut self, done: GuestDone) {
@@ -643,7 +681,7 @@ impl Conduct for Primary {
 }
 
 impl Machine for Primary {
-    fn channels(&self) -> alloc::vec::Vec<Channel> {
+    fn channels(&self) -> Vec<Channel> {
         self.base.config.channels().collect()
     }
 
@@ -688,9 +726,9 @@ impl Machine for Primary {
             at: self.pace.due(),
             why: TimerKind::Epoch,
         });
-        let unmatched = running.then(|| self.outlet.unmatched_since()).flatten();
+        let unmatched = running.then(|| self.outlet.unmatched_at()).flatten();
         let compare = unmatched.map(|at| Deadline {
-            at: at + base.config.compare_timeout,
+            at,
             why: TimerKind::Compare,
         });
         let stall = self.sender.awaits().then(|| base.link.stall());

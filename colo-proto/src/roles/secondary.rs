@@ -24,7 +24,7 @@ use crate::{
     member::{BootId, Command as MemberCommand, Local, MemberOutput, MemberState, Unprotected},
     mutation::bug,
     operator::{Act, Standing, Until, Why},
-    output::{Outlet, Serving, Shadowing},
+    output::{Outlet, Serving, Shadowing, flow::Report, translate::Lasting},
     pairing::{Dial, FRAMES_STUCK, Item},
     roles::Conduct,
     stats::Stats,
@@ -72,7 +72,7 @@ impl Secondary {
 
     /// A host without a replica.
     pub(crate) fn first(base: Base) -> Self {
-        let outlet = Outlet::shadowing(&base.config);
+        let outlet = Outlet::shadowing(&base.config, base.boot.0);
         Self::new(base, outlet)
     }
 
@@ -153,6 +153,19 @@ impl Secondary {
             Kind::Released => {
                 if Epoch(head.number) == self.base.epoch {
                     self.outlet.heard_there(u64::from(head.count));
+                }
+                Ok(())
+            }
+            Kind::Connection => {
+                let body = entry(Kind::Connection.name(), body)?;
+                let report = Report::from_bytes(Epoch(head.number), &body);
+                self.outlet.report(self.base.now, report);
+                Ok(())
+            }
+            Kind::Lasting => {
+                for bytes in body.chunks(Lasting::BYTES) {
+                    let lasting = Lasting::from_bytes(&entry(Kind::Lasting.name(), bytes)?);
+                    self.outlet.inherit(self.base.now, lasting);
                 }
                 Ok(())
             }
@@ -280,7 +293,10 @@ impl Secondary {
             return;
         };
         self.base.epoch = whole.epoch;
-        if let Some(mode) = self.outlet.commit(whole.inputs, whole.mode) {
+        if let Some(mode) = self
+            .outlet
+            .commit(self.base.now, epoch, whole.inputs, whole.mode)
+        {
             self.base.event(Event::ModeChanged(mode));
         }
         self.base.stats.checkpoints += 1;
@@ -305,8 +321,9 @@ impl Secondary {
         if self.base.link.net_is_full(HEAD_LEN) {
             return;
         }
-        if let Some(index) = self.outlet.acknowledge() {
-            let head = self.base.link.head(Kind::InputAck, index);
+        if let Some((index, reports)) = self.outlet.acknowledge() {
+            let mut head = self.base.link.head(Kind::InputAck, index);
+            head.count = reports;
             self.base.send(Channel::Net, head, &[]);
         }
     }
@@ -317,7 +334,7 @@ impl Secondary {
         if !self.receiver.is_whole() || self.promoted.is_some() {
             return;
         }
-        while let Some((index, frame)) = self.outlet.poll_input() {
+        while let Some((index, frame)) = self.outlet.poll_input(self.base.now) {
             self.base.push(Output::ToGuest { index, frame });
         }
     }
@@ -405,6 +422,16 @@ impl Secondary {
     }
 }
 
+/// The bytes of one entry, all of them.
+fn entry<const N: usize>(message: &'static str, bytes: &[u8]) -> Result<[u8; N], PeerFault> {
+    bytes.try_into().map_err(|_| PeerFault::Field {
+        message,
+        field: "length",
+        got: bytes.len() as u64,
+        expected: N as u64,
+    })
+}
+
 impl Conduct for Secondary {
     fn base(&self) -> &Base {
         &self.base
@@ -490,7 +517,7 @@ impl Conduct for Secondary {
             let head = self.base.link.head(Kind::Output, since.0);
             self.base.send(Channel::Net, head, &frame);
         }
-        if let Some(queue) = self.outlet.keep(frame) {
+        if let Some(queue) = self.outlet.keep(self.base.now, frame) {
             self.base.event(Event::QueueFull(queue));
         }
         Ok(())

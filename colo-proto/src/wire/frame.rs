@@ -84,6 +84,9 @@ kinds! {
     CheckpointReady = 16, "CHECKPOINT_READY", Control, 0;
     /// P→S: wants a checkpoint; its guest still runs.
     CheckpointRequest = 17, "CHECKPOINT_REQUEST", Control, 0;
+    /// P→S, before its first VMSTATE_SEND: connections whose numbers are translated from earlier
+    /// takeovers on.
+    Lasting = 25, "LASTING_CONNECTIONS", Control, BODY_MOST;
     /// S→P: its guest is stopped and its disks are quiet.
     CheckpointReply = 18, "CHECKPOINT_REPLY", Control, 0;
     /// P→S: the state is captured and follows.
@@ -106,10 +109,12 @@ kinds! {
     Input = 48, "INPUT", Net, FRAME_MOST;
     /// S→P: a frame of the secondary's guest.
     Output = 49, "OUTPUT", Net, FRAME_MOST;
-    /// S→P: client frames are stored up to this index.
+    /// S→P: client frames are stored up to this index, and so many CONNECTIONs.
     InputAck = 50, "INPUT_ACK", Net, 0;
-    /// P→S: this many frames since the checkpoint have left.
+    /// P→S: this many of the secondary's first frames since the checkpoint need not be said again.
     Released = 51, "RELEASED", Net, 0;
+    /// P→S: numbers that the primary's guest chose for a connection, before they leave.
+    Connection = 52, "CONNECTION", Net, crate::output::flow::Report::BYTES;
 }
 
 impl Kind {

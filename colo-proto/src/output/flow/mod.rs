@@ -271,6 +271,14 @@ impl Flows {
         (self.epoch, self.resumed) = (epoch, now);
     }
 
+    /// The other host knows nothing of connections any more.
+    pub fn forget_peer(&mut self) {
+        let places: Vec<Place> = self.table.by_age().collect();
+        for place in places {
+            self.table[place].clock = None;
+        }
+    }
+
     /// The next frame of this host's guest that both have said.
     pub fn agreed(&mut self) -> Option<u64> {
         self.agreed.pop_front()

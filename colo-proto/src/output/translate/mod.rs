@@ -94,6 +94,46 @@ pub struct Lasting {
     pub isn: Option<u32>,
 }
 
+impl Lasting {
+    /// Bytes of it on the wire.
+    pub const BYTES: usize = FlowKey::BYTES + 13;
+
+    /// It as bytes.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; Self::BYTES] {
+        let mut out = [0; Self::BYTES];
+        let numbers = [self.shift.seq, self.shift.stamp, self.isn.unwrap_or(0)];
+        let fields = self
+            .flow
+            .to_bytes()
+            .into_iter()
+            .chain([u8::from(self.isn.is_some())])
+            .chain(numbers.into_iter().flat_map(u32::to_le_bytes));
+        out.iter_mut().zip(fields).for_each(|(to, from)| *to = from);
+        out
+    }
+
+    /// What these bytes are.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8; Self::BYTES]) -> Self {
+        let (key, rest) = bytes.split_at(FlowKey::BYTES);
+        let mut flow = [0; FlowKey::BYTES];
+        flow.copy_from_slice(key);
+        let (known, numbers) = rest.split_at(1);
+        let mut words = numbers.chunks(4).map(|word| {
+            let bytes = word.iter().rev();
+            bytes.fold(0u32, |value, byte| value << 8 | u32::from(*byte))
+        });
+        let mut next = || words.next().unwrap_or(0);
+        let (seq, stamp, isn) = (next(), next(), next());
+        Self {
+            flow: FlowKey::from_bytes(&flow),
+            shift: Shift { seq, stamp },
+            isn: Some(isn).filter(|_| known == [1]),
+        }
+    }
+}
+
 impl Translator {
     /// Of a host that shadows; frames begin with `header` bytes of virtio-net header.
     #[must_use]
