@@ -189,6 +189,18 @@ fn tell_event(event: &Event) -> Told {
             Error,
             json!({ "operation": word(op), "why": why }),
         ),
+        Event::Parted(parted) => Told::new(
+            "DIVERGED",
+            Info,
+            json!({
+                "flow": parted.flow.to_string(),
+                "cause": parted.cause.name(),
+                "epoch": parted.epoch.0,
+                "offset": parted.offset,
+                "ours": parted.ours.escape_ascii().to_string(),
+                "theirs": parted.theirs.escape_ascii().to_string(),
+            }),
+        ),
         Event::QueueFull(queue) => Told::new("QUEUE_FULL", Debug, json!({ "queue": word(queue) })),
         Event::Member(event) => tell_member(event),
         other => Told::new("EVENT", Info, json!({ "what": word(other) })),
