@@ -151,7 +151,8 @@ macro_rules! setters {
 
 impl ConfigBuilder {
     setters! {
-        /// What must be the same on both hosts besides memory; at most 1,024 items. Default: none.
+        /// What must be the same on both hosts besides memory; at most 1,024 items, whose
+        /// names and values are at most 255 bytes without control characters. Default: none.
         shape: Vec<ShapeItem>;
         /// RAM lanes, 1 to 16, default 1. More than one pays where one core cannot fill the link.
         lanes: u8;
@@ -226,6 +227,9 @@ impl ConfigBuilder {
         let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         range("slots", c.slots.len() as u64, 1, 512, "1 to 512")?;
         range("shape", c.shape.len() as u64, 0, 1024, "at most 1024 items")?;
+        if let Some(item) = c.shape.iter().find(|item| !item.is_readable()) {
+            return Err(ConfigError::Shape(item.name.clone()));
+        }
         range("lanes", u64::from(c.lanes), 1, 16, "1 to 16")?;
         range(
             "longest (ms)",
@@ -297,5 +301,37 @@ impl ConfigBuilder {
             });
         }
         Ok(c)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use super::*;
+    use crate::member::{MacKey, VmId};
+
+    #[test]
+    fn a_shape_that_the_peer_would_read_otherwise_is_refused_here() {
+        let build = |name: &str, value: &str| {
+            let member = MemberConfig::new(VmId([1; 16]), NodeId(2), MacKey([1; 16]));
+            let item = ShapeItem {
+                name: name.into(),
+                value: value.into(),
+            };
+            let builder = Config::builder(NodeId(1), member, &[(Slot(0), 1)]);
+            builder.shape(vec![item]).build()
+        };
+        let long = "x".repeat(256);
+        for (name, value) in [
+            ("disk\n", "1"),
+            ("disk", "1\0"),
+            (&long, "1"),
+            ("disk", &long),
+        ] {
+            let refused = build(name, value).unwrap_err();
+            assert_eq!(refused, ConfigError::Shape(name.into()));
+        }
+        build("disk", long.get(1..).unwrap_or_default()).unwrap();
     }
 }

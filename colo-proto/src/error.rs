@@ -221,6 +221,9 @@ pub enum ConfigError {
     /// No memory slot, or one without pages.
     #[error("memory: {0}")]
     Memory(&'static str),
+    /// A shape item that the peer would not read as it is, and would refuse an identical host for.
+    #[error("shape item {0:?}: names and values are at most 255 bytes, without control characters")]
+    Shape(String),
     /// A value outside its range.
     #[error("{key} is {got}, expected {expected}")]
     Range {

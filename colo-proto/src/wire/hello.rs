@@ -39,6 +39,17 @@ pub struct ShapeItem {
     pub value: String,
 }
 
+impl ShapeItem {
+    /// Whether the peer reads it as it is: longer texts are cut on the wire, and control characters
+    /// are replaced where they are read.
+    #[must_use]
+    pub fn is_readable(&self) -> bool {
+        [&self.name, &self.value]
+            .into_iter()
+            .all(|text| text.len() <= 255 && !text.chars().any(char::is_control))
+    }
+}
+
 /// What each side says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Hello {
