@@ -484,10 +484,11 @@ impl Base {
             .min_by_key(|d| d.at)
     }
 
-    /// Whether a phase that must move has stood still for too long.
-    pub(crate) fn stalled(&self, state: &'static str) -> Option<PeerLost> {
-        // The peer is not blamed for what the guest's side here does not finish.
+    /// Whether a phase that must move has stood still for too long. Waiting for the guest's side here
+    /// is not waiting for the peer, which is not blamed for it: its time begins afterwards.
+    pub(crate) fn stalled(&mut self, state: &'static str) -> Option<PeerLost> {
         if self.guest_ops.busy().is_some() {
+            self.link.progressed(self.now);
             return None;
         }
         self.link.stalled(self.now, state)
