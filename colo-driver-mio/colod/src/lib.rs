@@ -8,10 +8,12 @@
 //! | [`demo`] | two hosts, a network and a client on one machine, for the demo and for tests |
 //! | [`qemu`] | `inspect`, `standby` and `feed`: beside an unmodified QEMU |
 //! | `kvm` | the guest behind the loop |
+//! | `observe` | metrics, the status page, the stream of events |
 
 pub mod cli;
 pub mod config;
 pub mod control;
 pub mod demo;
 mod kvm;
+mod observe;
 pub mod qemu;

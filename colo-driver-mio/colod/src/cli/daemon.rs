@@ -47,6 +47,7 @@ use crate::{
     cli::report,
     cli::signals,
     kvm::{build, guest, populate},
+    observe::{self, Observer},
 };
 
 /// How often the progress of a synchronisation is logged.
@@ -107,8 +108,18 @@ pub(crate) fn run(args: &DaemonArgs, start: Start) -> Result<ExitCode, Failure> 
     let interrupt = signals::Interrupt::start(move || farewell(&ask))?;
     let hub = Hub::default();
     let sync = Synchronisation::default();
-    let reporter = reporter(&control, &hub, sync.clone(), Arc::clone(&fate))?;
+    let observer = Observer::new();
+    let reporter = reporter(&control, &hub, &observer, sync.clone(), Arc::clone(&fate))?;
     let operator = LoopOperator::new(config.vm.name.clone(), control.clone(), sync);
+    let web = match config.metrics.listen {
+        Some(at) => Some(observe::serve(
+            at,
+            config.vm.name.clone(),
+            observer,
+            operator.clone(),
+        )?),
+        None => None,
+    };
     let server = server(&config.control, operator, &hub)?;
     tracing::info!(
         vm = config.vm.name,
@@ -123,6 +134,7 @@ pub(crate) fn run(args: &DaemonArgs, start: Start) -> Result<ExitCode, Failure> 
     );
     let ended = driver.run();
     drop(server);
+    drop(web);
     drop(control);
     let _panicked = reporter.join();
     let _guest = ended?;
@@ -168,10 +180,12 @@ fn farewell(control: &ControlHandle) {
 fn reporter(
     control: &ControlHandle,
     hub: &Hub,
+    observer: &Observer,
     sync: Synchronisation,
     fate: Arc<Fate>,
 ) -> Result<thread::JoinHandle<()>, Failure> {
     let (first, control, hub) = (control.subscribe()?, control.clone(), hub.clone());
+    let observer = observer.clone();
     Ok(thread::Builder::new()
         .name("reports".into())
         .spawn(move || {
@@ -185,7 +199,9 @@ fn reporter(
                             let mut told = report::tell(&report.what);
                             attempts.weigh(&mut told);
                             told.log();
-                            hub.publish(&told.event(&report));
+                            let event = told.event(&report);
+                            hub.publish(&event);
+                            observer.heard(&report.what, &event);
                             sync.heard(&report.what, sent);
                             if let What::Machine(Event::Promoted { .. }) = report.what {
                                 fate.promoted();

@@ -24,7 +24,7 @@ mod logging;
 mod operator;
 mod progress;
 mod qemu;
-mod report;
+pub(crate) mod report;
 mod run;
 mod say;
 mod signals;

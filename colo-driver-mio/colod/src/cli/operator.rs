@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::cli::progress::Synchronisation;
 use crate::cli::report::{colo_mode, exit_reason, micros, mode_name};
+use crate::observe::Source;
 
 /// A command that takes longer is still carried out; the caller is told to look at the status.
 const PATIENCE: Duration = Duration::from_secs(55);
@@ -48,6 +49,7 @@ const OVERRIDE: &str = "override serves from this host without asking anyone. If
     host off, then say the-other-host-is-off (colod ctl override --the-other-host-is-off)";
 
 /// Carries commands out.
+#[derive(Clone)]
 pub(crate) struct LoopOperator {
     name: String,
     handle: ControlHandle,
@@ -106,6 +108,16 @@ impl Operator for LoopOperator {
             )),
             _ => self.command(command(request)?),
         }
+    }
+}
+
+impl Source for LoopOperator {
+    fn snapshot(&self) -> Result<Snapshot, String> {
+        self.handle.snapshot().map_err(|error| error.to_string())
+    }
+
+    fn status(&self) -> Result<Value, String> {
+        Self::status(self).map_err(|refused| refused.desc)
     }
 }
 

@@ -339,19 +339,19 @@ pub(crate) const fn mode_name(mode: Mode) -> &'static str {
     }
 }
 
-fn cause(cause: Cause) -> String {
+pub(crate) fn cause(cause: Cause) -> String {
     word(&cause).to_lowercase()
 }
 
 /// A channel in words.
-fn channel(channel: Channel) -> String {
+pub(crate) fn channel(channel: Channel) -> String {
     match channel {
         Channel::Ram(lane) => format!("Ram {lane}"),
         other => word(&other),
     }
 }
 
-fn word(value: &impl std::fmt::Debug) -> String {
+pub(crate) fn word(value: &impl std::fmt::Debug) -> String {
     format!("{value:?}")
 }
 

@@ -24,7 +24,7 @@ pub use colo_driver_mio::Endpoint;
 pub(crate) use key::read_key;
 pub use load::ConfigError;
 pub use schema::{
-    Arbiter, ArbiterKind, Backend, Config, Console, Control, Disk, Log, LogFormat, Member,
+    Arbiter, ArbiterKind, Backend, Config, Console, Control, Disk, Log, LogFormat, Member, Metrics,
     ModeName, Net, Pair, Path as HeartbeatPath, Protection, ResumeName, Serial, Vm,
 };
 pub use value::{Hex, Mac, Size, Span};

@@ -38,6 +38,9 @@ pub struct Config {
     /// The control socket.
     #[serde(default)]
     pub control: Control,
+    /// The HTTP endpoint for metrics, health and the status page.
+    #[serde(default)]
+    pub metrics: Metrics,
     /// Logs.
     #[serde(default)]
     pub log: Log,
@@ -263,6 +266,16 @@ pub struct Control {
     /// Where it lies; none if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket: Option<PathBuf>,
+}
+
+/// The HTTP endpoint for metrics, health and the status page.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Where it listens; there is none if absent. It is read-only and asks nobody who they are, so
+    /// other addresses than the loopback's belong on a network of operators.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
 }
 
 /// Logs.

@@ -13,7 +13,7 @@ use std::{
 use super::{Daemon, Switch};
 use crate::config::{
     Arbiter, ArbiterKind, Backend, Config, Console, Control, Disk, Endpoint, HeartbeatPath, Hex,
-    Log, LogFormat, Mac, Member, Net, Pair, Protection, Serial, Size, Vm,
+    Log, LogFormat, Mac, Member, Metrics, Net, Pair, Protection, Serial, Size, Vm,
 };
 
 const PATHS: usize = 2;
@@ -338,6 +338,7 @@ impl Stage {
             control: Control {
                 socket: Some(place.join("control.sock")),
             },
+            metrics: Metrics::default(),
             log: Log {
                 level: settings.log.clone(),
                 format: LogFormat::Text,
