@@ -120,6 +120,9 @@ pub(crate) fn run(args: &DaemonArgs, start: Start) -> Result<ExitCode, Failure> 
         )?),
         None => None,
     };
+    if let Some(web) = &web {
+        tracing::info!("metrics and status page on http://{}/", web.local);
+    }
     let server = server(&config.control, operator, &hub)?;
     tracing::info!(
         vm = config.vm.name,

@@ -95,7 +95,6 @@ pub(crate) fn serve(
         StdListener::bind(listen).map_err(|error| format!("metrics.listen {listen}: {error}"))?;
     listener.set_nonblocking(true)?;
     let local = listener.local_addr()?;
-    tracing::info!("metrics and status page on http://{local}/");
     let (stop, stopped) = oneshot::channel();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
