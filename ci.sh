@@ -7,7 +7,7 @@ usage() {
     cat <<'TEXT'
 usage: ./ci.sh JOB
 
-  setup   install what the tests need (Debian packages; as root)
+  setup   install what the tests need (Debian packages; as root), QEMU 10.0 and 11.1 beside it
   fmt     formatting
   lint    clippy, warnings denied
   doc     documentation, warnings denied
@@ -32,10 +32,15 @@ setup() {
     command -v cc >/dev/null || missing+=(build-essential)
     command -v c++ >/dev/null || missing+=(g++)
     command -v curl >/dev/null || missing+=(curl)
-    [ ${#missing[@]} -eq 0 ] && return
-    [ "$(id -u)" = 0 ] || { echo "setup: as root, install: ${missing[*]}" >&2; exit 1; }
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+    if [ ${#missing[@]} -gt 0 ]; then
+        [ "$(id -u)" = 0 ] || { echo "setup: as root, install: ${missing[*]}" >&2; exit 1; }
+        apt-get update -qq
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+    fi
+    # A version that cannot be had is a skipped test, or a failed one if COLO_REQUIRE has qemu.
+    for version in 10.0 11.1; do
+        tests/newer-qemu.sh "$version" || echo "setup: no QEMU $version: its tests are skipped" >&2
+    done
 }
 
 fmt() { cargo fmt --all --check; }

@@ -1,8 +1,8 @@
 //! How long a QEMU primary stands still for a checkpoint: against `colod standby`, against a QEMU
-//! secondary, same guest, same run. Promise: at most half.
+//! secondary of the same version, same guest, same run. Promise: at most half.
 //!
 //! ```text
-//! cargo bench -p colo-tests --bench qemu_pause
+//! cargo bench -p colo-tests --bench qemu_pause           COLO_QEMU=11.1 for one version
 //! ```
 #![expect(
     clippy::unwrap_used,
@@ -14,6 +14,8 @@
 mod qmp;
 #[path = "../qemu/side.rs"]
 mod side;
+#[path = "../qemu/versions.rs"]
+mod versions;
 #[path = "../qemu/vm.rs"]
 mod vm;
 
@@ -21,6 +23,7 @@ use serde_json::{Value, json};
 
 use colod::qemu::standby::Event;
 use side::Side;
+use versions::Qemu;
 use vm::{Machine, Vm, arguments};
 
 const CHECKPOINTS: usize = 150;
@@ -39,10 +42,19 @@ fn main() {
         "{:<28} {:>8} {:>8} {:>8} {:>8}",
         "", "first", "median", "p95", "max"
     );
-    for unix in [false, true] {
-        let what = if unix { "unix socket" } else { "tcp" };
-        let ours = against_standby(unix);
-        let theirs = against_qemu(unix);
+    let wanted = std::env::var("COLO_QEMU").unwrap_or_default();
+    for (qemu, unix) in versions::ALL
+        .into_iter()
+        .flat_map(|q| [(q, false), (q, true)])
+    {
+        if qemu.binary().is_none() || !(wanted.is_empty() || wanted == qemu.name) {
+            println!("SKIPPED: QEMU {}", qemu.name);
+            continue;
+        }
+        let what = if unix { "unix" } else { "tcp" };
+        let what = format!("{} {what}", qemu.name);
+        let ours = against_standby(qemu, unix);
+        let theirs = against_qemu(qemu, unix);
         let (ours, theirs) = (
             row(&format!("{what}, colod standby"), ours),
             row(&format!("{what}, QEMU secondary"), theirs),
@@ -65,8 +77,8 @@ fn row(name: &str, mut pauses: Vec<f64>) -> f64 {
     at(0.5)
 }
 
-fn against_standby(unix: bool) -> Vec<f64> {
-    let machine = Machine::dirty(128);
+fn against_standby(qemu: Qemu, unix: bool) -> Vec<f64> {
+    let machine = Machine::dirty(qemu, 128);
     let socket = format!("unix:{}", machine.path("migration").display());
     let listen = if unix { &socket } else { "127.0.0.1:0" };
     let out = machine.path("vm.stream");
@@ -89,7 +101,7 @@ fn against_standby(unix: bool) -> Vec<f64> {
                 came.push(came_us);
                 answered.push(answered_us);
             }
-            Event::Whole { .. } | Event::Connected => {}
+            Event::Whole { .. } | Event::Connected | Event::Protected { .. } => {}
             _ => break,
         }
     }
@@ -104,8 +116,8 @@ fn spread(what: &str, mut micros: Vec<u64>) {
     println!("  {what}: median {median} \u{b5}s, max {most} \u{b5}s");
 }
 
-fn against_qemu(unix: bool) -> Vec<f64> {
-    let machine = Machine::dirty(128);
+fn against_qemu(qemu: Qemu, unix: bool) -> Vec<f64> {
+    let machine = Machine::dirty(qemu, 128);
     let uri = if unix {
         format!("unix:{}", machine.path("migration").display())
     } else {
@@ -113,11 +125,7 @@ fn against_qemu(unix: bool) -> Vec<f64> {
         format!("tcp:{}", port.local_addr().unwrap())
     };
     let mut secondary = machine.start(&["-incoming", "defer"]);
-    let capability = json!([{"capability": "x-colo", "state": true}]);
-    secondary.qmp.run(
-        "migrate-set-capabilities",
-        json!({"capabilities": capability}),
-    );
+    secondary.capabilities(&[]);
     secondary.qmp.run("migrate-incoming", json!({"uri": uri}));
     measure(&machine, &uri)
 }

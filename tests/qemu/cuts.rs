@@ -8,10 +8,10 @@ use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use serde_json::json;
 
 use crate::{
-    can_run,
     proxy::Proxy,
     side::Side,
     standby::goes_on,
+    versions::{Qemu, for_each_version},
     vm::{Machine, Vm, arguments},
 };
 
@@ -21,12 +21,11 @@ fn cuts() -> usize {
     wanted.and_then(|n| n.parse().ok()).unwrap_or(50)
 }
 
-#[test]
-fn a_cut_behind_any_byte_leaves_a_usable_standby() {
-    if !can_run() {
+fn a_cut_behind_any_byte_leaves_a_usable_standby(qemu: Qemu) {
+    if !qemu.can_run() {
         return;
     }
-    let machine = Machine::dirty(64);
+    let machine = Machine::dirty(qemu, 64);
     let snapshot = booted(&machine);
     let start = || {
         let incoming = format!("exec:cat {snapshot}");
@@ -122,8 +121,10 @@ fn measure(machine: &Machine, mut primary: Vm) -> (u64, u64) {
             Event::Whole {
                 epoch: 10, offset, ..
             } => return (migration, (offset - migration) / 10),
-            Event::Whole { .. } | Event::Connected => {}
+            Event::Whole { .. } | Event::Connected | Event::Protected { .. } => {}
             other => panic!("{other:?}"),
         }
     }
 }
+
+for_each_version!(a_cut_behind_any_byte_leaves_a_usable_standby,);

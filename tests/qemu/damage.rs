@@ -52,12 +52,12 @@ struct Inspect {
     args: InspectArgs,
 }
 
-fn connect(address: &str) -> TcpStream {
+pub(crate) fn connect(address: &str) -> TcpStream {
     TcpStream::connect(address.trim_start_matches("tcp:")).unwrap()
 }
 
 /// A primary that does not wait for replies, which is its own affair, and then dies.
-fn send(address: &str, bytes: &[u8]) {
+pub(crate) fn send(address: &str, bytes: &[u8]) {
     let mut primary = connect(address);
     primary.write_all(bytes).unwrap();
     primary.shutdown(Shutdown::Write).unwrap();
@@ -77,7 +77,7 @@ fn rubbish() -> Vec<u8> {
 }
 
 /// How many bytes of the recording are its migration.
-fn migration() -> usize {
+pub(crate) fn migration() -> usize {
     let line = Inspect::try_parse_from([RECORDING]).unwrap();
     let report = inspect::inspect(&line.args).unwrap();
     usize::try_from(report.initial.end.unwrap()).unwrap()

@@ -4,19 +4,19 @@
 use colod::qemu::standby::{Event, Outcome};
 
 use crate::{
-    can_run,
     side::Side,
     standby::goes_on,
+    versions::{Qemu, for_each_version},
     vm::{Machine, Vm, arguments},
 };
 
 const CHECKPOINTS: u64 = 15;
 
-fn protects(devices: &[&str]) {
-    if !can_run() {
+fn protects(qemu: Qemu, devices: &[&str]) {
+    if !qemu.can_run() {
         return;
     }
-    let machine = Machine::dirty(64).with(devices);
+    let machine = Machine::dirty(qemu, 64).with(devices);
     let stream = machine.path("vm.stream");
     let (listener, command) = machine.resume_command("-S");
     let side = Side::start(arguments([
@@ -33,7 +33,7 @@ fn protects(devices: &[&str]) {
     loop {
         match side.next() {
             Event::Whole { epoch, .. } if epoch >= CHECKPOINTS => break,
-            Event::Whole { .. } | Event::Connected => {}
+            Event::Whole { .. } | Event::Connected | Event::Protected { .. } => {}
             other => panic!("{devices:?}: {other:?}"),
         }
     }
@@ -42,68 +42,83 @@ fn protects(devices: &[&str]) {
     assert!(matches!(side.join(), Outcome::Resumed(_, Some(s)) if s.success()));
 }
 
-#[test]
-fn virtio_devices_on_pci() {
-    protects(&[
-        "-device",
-        "virtio-net-pci",
-        "-device",
-        "virtio-scsi-pci",
-        "-device",
-        "virtio-rng-pci",
-        "-device",
-        "virtio-serial-pci",
-        "-device",
-        "virtio-balloon-pci",
-    ]);
+fn virtio_devices_on_pci(qemu: Qemu) {
+    protects(
+        qemu,
+        &[
+            "-device",
+            "virtio-net-pci",
+            "-device",
+            "virtio-scsi-pci",
+            "-device",
+            "virtio-rng-pci",
+            "-device",
+            "virtio-serial-pci",
+            "-device",
+            "virtio-balloon-pci",
+        ],
+    );
 }
 
 /// Both send a section `slirp`, instance 0, under ids of their own.
-#[test]
-fn two_user_networks_whose_sections_share_a_name() {
-    protects(&[
-        "-netdev",
-        "user,id=a",
-        "-device",
-        "rtl8139,netdev=a",
-        "-netdev",
-        "user,id=b",
-        "-device",
-        "e1000,netdev=b",
-    ]);
+fn two_user_networks_whose_sections_share_a_name(qemu: Qemu) {
+    protects(
+        qemu,
+        &[
+            "-netdev",
+            "user,id=a",
+            "-device",
+            "rtl8139,netdev=a",
+            "-netdev",
+            "user,id=b",
+            "-device",
+            "e1000,netdev=b",
+        ],
+    );
 }
 
-#[test]
-fn a_screen_and_usb() {
-    protects(&[
-        "-vga",
-        "std",
-        "-device",
-        "qemu-xhci",
-        "-device",
-        "usb-tablet",
-    ]);
+fn a_screen_and_usb(qemu: Qemu) {
+    protects(
+        qemu,
+        &[
+            "-vga",
+            "std",
+            "-device",
+            "qemu-xhci",
+            "-device",
+            "usb-tablet",
+        ],
+    );
 }
 
-#[test]
-fn two_processors() {
-    protects(&["-smp", "2"]);
+fn two_processors(qemu: Qemu) {
+    protects(qemu, &["-smp", "2"]);
 }
 
 /// QEMU's own secondary aborts on this machine (spec qemu B6).
-#[test]
-fn the_q35_machine() {
-    protects(&["-machine", "q35"]);
+fn the_q35_machine(qemu: Qemu) {
+    protects(qemu, &["-machine", "q35"]);
 }
 
-#[test]
-fn the_microvm_machine_with_virtio_mmio() {
-    protects(&[
-        "-machine",
-        "microvm",
-        "-netdev",
-        "user,id=n",
-        "-device",
-        "virtio-net-device,netdev=n",
-    ]);
+fn the_microvm_machine_with_virtio_mmio(qemu: Qemu) {
+    protects(
+        qemu,
+        &[
+            "-machine",
+            "microvm",
+            "-netdev",
+            "user,id=n",
+            "-device",
+            "virtio-net-device,netdev=n",
+        ],
+    );
 }
+
+for_each_version!(
+    virtio_devices_on_pci,
+    two_user_networks_whose_sections_share_a_name,
+    a_screen_and_usb,
+    two_processors,
+    the_q35_machine,
+    the_microvm_machine_with_virtio_mmio,
+);

@@ -8,7 +8,10 @@ use colod::qemu::{
 };
 use serde_json::json;
 
-use crate::{can_run, inspect::RECORDING, vm::Machine};
+use crate::{
+    versions::{Qemu, for_each_version},
+    vm::Machine,
+};
 
 #[derive(Parser)]
 #[command(no_binary_name = true)]
@@ -17,29 +20,25 @@ struct Line {
     args: FeedArgs,
 }
 
-#[test]
-fn a_secondary_takes_eleven_checkpoints_and_the_guest_runs_on() {
-    if !can_run() {
+fn a_secondary_takes_a_recording_and_the_guest_runs_on(qemu: Qemu) {
+    if !qemu.can_run() {
         return;
     }
-    let machine = Machine::bare(80);
+    let (_, memory, checkpoints) = qemu.recording;
+    let machine = Machine::bare(qemu, memory);
     let socket = machine.path("migration");
     let uri = format!("unix:{}", socket.display());
     let mut secondary = machine.start(&["-incoming", "defer"]);
-    let capability = json!([{"capability": "x-colo", "state": true}]);
-    secondary.qmp.run(
-        "migrate-set-capabilities",
-        json!({"capabilities": capability}),
-    );
+    secondary.capabilities(&[]);
     secondary.qmp.run("migrate-incoming", json!({"uri": uri}));
 
-    let line = Line::try_parse_from(["--connect", &uri, RECORDING]).unwrap();
+    let line = Line::try_parse_from(["--connect", &uri, &qemu.recording_path()]).unwrap();
     let mut events = vec![];
     let stop = Stop::new().unwrap();
     let fed = feed::run(&line.args, &stop, &mut |event| events.push(event)).unwrap();
-    assert_eq!(fed, 11);
+    assert_eq!(fed, checkpoints);
     assert!(matches!(events[0], Event::Ready { .. }));
-    assert_eq!(events.len(), 12);
+    assert_eq!(events.len() as u64, 1 + checkpoints);
 
     // It sees the link close and waits for somebody to decide.
     secondary.qmp.wait("COLO_EXIT");
@@ -53,3 +52,5 @@ fn a_secondary_takes_eleven_checkpoints_and_the_guest_runs_on() {
     }
     secondary.quit();
 }
+
+for_each_version!(a_secondary_takes_a_recording_and_the_guest_runs_on,);

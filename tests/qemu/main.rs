@@ -1,4 +1,4 @@
-//! The dialect against unmodified QEMU processes.
+//! The dialect against unmodified QEMU processes, of every version in `versions.rs`.
 //!
 //! | file | claim |
 //! |---|---|
@@ -7,6 +7,9 @@
 //! | `feed.rs` | a QEMU secondary takes a recording, and runs on when told that its primary is lost |
 //! | `cuts.rs` | a primary that dies at any byte leaves a usable standby |
 //! | `damage.rs` | a primary that sends rubbish loses its link and nothing else; nor does what fails on this side cost the guest |
+//! | `matrix.rs` | what each version does with each part of it; the table in docs/qemu.md |
+//! | `orderly.rs` | a primary that ends in good order is not taken over from if its monitor can be asked; a fence runs first |
+//! | `strangers.rs` | who connects and says nothing costs a primary nothing |
 //! | `devices.rs` | whatever devices and machine the primary has |
 //! | `vm.rs`, `qmp.rs`, `proxy.rs`, `side.rs` | QEMU processes, their monitors, a link that is cut, the standby beside them |
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
@@ -16,30 +19,12 @@ mod damage;
 mod devices;
 mod feed;
 mod inspect;
+mod matrix;
+mod orderly;
 mod proxy;
 mod qmp;
 mod side;
 mod standby;
+mod strangers;
+mod versions;
 mod vm;
-
-/// Whether this host can run QEMU guests; says why not, unless it must.
-fn can_run() -> bool {
-    let missing = if !std::path::Path::new("/dev/kvm").exists() {
-        Some(("kvm", "no /dev/kvm"))
-    } else if std::process::Command::new(vm::BINARY)
-        .arg("--version")
-        .output()
-        .is_err()
-    {
-        Some(("qemu", "no qemu-system-x86_64"))
-    } else {
-        None
-    };
-    let Some((what, why)) = missing else {
-        return true;
-    };
-    let required = std::env::var("COLO_REQUIRE").unwrap_or_default();
-    assert!(!required.split(',').any(|r| r == what), "{why}");
-    eprintln!("SKIPPED: {why}");
-    false
-}

@@ -73,6 +73,7 @@ impl Side {
         loop {
             match self.next() {
                 Event::Whole { epoch, .. } => newest = Some(epoch),
+                Event::Protected { .. } => {}
                 other => return (other, newest),
             }
         }

@@ -4,19 +4,18 @@ use colod::qemu::standby::{Event, Outcome};
 use serde_json::json;
 
 use crate::{
-    can_run,
     side::Side,
+    versions::{Qemu, for_each_version},
     vm::{Machine, Vm, arguments, counters_in},
 };
 
 const CHECKPOINTS: u64 = 200;
 
-#[test]
-fn two_hundred_checkpoints_then_the_guest_goes_on_from_the_last_one() {
-    if !can_run() {
+fn two_hundred_checkpoints_then_the_guest_goes_on_from_the_last_one(qemu: Qemu) {
+    if !qemu.can_run() {
         return;
     }
-    let machine = Machine::dirty(64);
+    let machine = Machine::dirty(qemu, 64);
     let stream = machine.path("vm.stream");
     // Stopped after loading, so that the counters can be compared exactly.
     let (listener, command) = machine.resume_command("-S");
@@ -35,7 +34,7 @@ fn two_hundred_checkpoints_then_the_guest_goes_on_from_the_last_one() {
     loop {
         match side.next() {
             Event::Whole { epoch, .. } if epoch >= CHECKPOINTS => break,
-            Event::Whole { .. } | Event::Connected => {}
+            Event::Whole { .. } | Event::Connected | Event::Protected { .. } => {}
             other => panic!("{other:?}"),
         }
     }
@@ -61,12 +60,11 @@ fn two_hundred_checkpoints_then_the_guest_goes_on_from_the_last_one() {
 }
 
 /// The state directory alone is enough, and the standby's death does not matter.
-#[test]
-fn a_checkpoint_on_disk_is_resumed_without_the_standby_that_wrote_it() {
-    if !can_run() {
+fn a_checkpoint_on_disk_is_resumed_without_the_standby_that_wrote_it(qemu: Qemu) {
+    if !qemu.can_run() {
         return;
     }
-    let machine = Machine::dirty(64);
+    let machine = Machine::dirty(qemu, 64);
     let dir = machine.path("state");
     let dir = dir.to_str().unwrap();
     let side = Side::start(arguments(["--listen", "127.0.0.1:0", "--state", dir]));
@@ -95,12 +93,11 @@ fn a_checkpoint_on_disk_is_resumed_without_the_standby_that_wrote_it() {
 }
 
 /// A process that hangs keeps its connection alive: only its silence tells.
-#[test]
-fn a_primary_that_hangs_between_checkpoints_is_lost_after_the_idle_silence() {
-    if !can_run() {
+fn a_primary_that_hangs_between_checkpoints_is_lost_after_the_idle_silence(qemu: Qemu) {
+    if !qemu.can_run() {
         return;
     }
-    let machine = Machine::dirty(64);
+    let machine = Machine::dirty(qemu, 64);
     let stream = machine.path("vm.stream");
     let out = stream.to_str().unwrap();
     let (listener, command) = machine.resume_command("-S");
@@ -151,3 +148,9 @@ pub(crate) fn goes_on(mut resumed: Vm, stream: &std::path::Path) {
     resumed.wait_until(|c| c.verified > held.verified + 2048 && c.progress > held.progress + 10);
     resumed.quit();
 }
+
+for_each_version!(
+    two_hundred_checkpoints_then_the_guest_goes_on_from_the_last_one,
+    a_checkpoint_on_disk_is_resumed_without_the_standby_that_wrote_it,
+    a_primary_that_hangs_between_checkpoints_is_lost_after_the_idle_silence,
+);

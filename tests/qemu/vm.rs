@@ -12,9 +12,7 @@ use colo_guests::stats;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::qmp::Qmp;
-
-pub(crate) const BINARY: &str = "qemu-system-x86_64";
+use crate::{qmp::Qmp, versions::Qemu};
 
 /// The guest's counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +42,7 @@ impl Counters {
 
 /// How QEMU is started.
 pub(crate) struct Machine {
+    qemu: Qemu,
     dir: TempDir,
     arguments: Vec<String>,
     count: std::cell::Cell<u32>,
@@ -51,8 +50,8 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// The `dirty` guest on `memory` MiB.
-    pub(crate) fn dirty(memory: u32) -> Self {
-        let machine = Self::bare(memory);
+    pub(crate) fn dirty(qemu: Qemu, memory: u32) -> Self {
+        let machine = Self::bare(qemu, memory);
         let kernel = machine.path("guest.elf");
         std::fs::write(&kernel, colo_guests::DIRTY).unwrap();
         let append = format!(
@@ -64,12 +63,13 @@ impl Machine {
     }
 
     /// No guest: one comes with a migration.
-    pub(crate) fn bare(memory: u32) -> Self {
+    pub(crate) fn bare(qemu: Qemu, memory: u32) -> Self {
         let arguments = ["-M", "pc", "-accel", "kvm", "-cpu", "qemu64,-kvmclock"];
         let quiet = ["-nodefaults", "-display", "none", "-no-reboot"];
         let memory = ["-m".to_owned(), memory.to_string()];
         let arguments = arguments.iter().chain(&quiet).map(|a| (*a).to_owned());
         Self {
+            qemu,
             dir: tempfile::tempdir().unwrap(),
             arguments: arguments.chain(memory).collect(),
             count: 0.into(),
@@ -89,7 +89,7 @@ impl Machine {
     pub(crate) fn start(&self, more: &[&str]) -> Vm {
         let (listener, monitor) = self.monitor();
         let said = self.path(&format!("stderr-{}", self.count.get()));
-        let mut command = Command::new(BINARY);
+        let mut command = Command::new(self.qemu.binary().unwrap());
         command.args(&self.arguments).args(more);
         command.args(monitor);
         let child = command
@@ -101,6 +101,7 @@ impl Machine {
         Vm {
             qmp: Qmp::accept(&listener),
             process: Some(child),
+            return_path: self.qemu.return_path,
         }
     }
 
@@ -116,7 +117,8 @@ impl Machine {
             .map(|a| format!("'{a}'"))
             .collect();
         let command = format!(
-            "exec {BINARY} {} -incoming fd:0 {more} 2>/dev/null",
+            "exec {} {} -incoming fd:0 {more} 2>/dev/null",
+            self.qemu.binary().unwrap(),
             quoted.join(" ")
         );
         (listener, command)
@@ -136,6 +138,7 @@ impl Machine {
 pub(crate) struct Vm {
     pub(crate) qmp: Qmp,
     process: Option<Reaped>,
+    return_path: bool,
 }
 
 impl Vm {
@@ -144,6 +147,7 @@ impl Vm {
         Self {
             qmp: Qmp::accept(listener),
             process: None,
+            return_path: false,
         }
     }
 
@@ -176,16 +180,25 @@ impl Vm {
 
     /// Makes it the primary of `uri`.
     pub(crate) fn protect(&mut self, uri: &str, delay_ms: u32) {
-        let capability = json!([{"capability": "x-colo", "state": true}]);
-        self.qmp.run(
-            "migrate-set-capabilities",
-            json!({"capabilities": capability}),
-        );
+        self.capabilities(&[]);
         self.qmp.run(
             "migrate-set-parameters",
             json!({"x-checkpoint-delay": delay_ms}),
         );
         self.qmp.run("migrate", json!({"uri": uri}));
+    }
+
+    /// Switches on what COLO needs, and `more`.
+    pub(crate) fn capabilities(&mut self, more: &[&str]) {
+        let needed: &[&str] = if self.return_path {
+            &["x-colo", "return-path"]
+        } else {
+            &["x-colo"]
+        };
+        let on = |name: &&str| json!({"capability": name, "state": true});
+        let all: Vec<_> = needed.iter().chain(more).map(on).collect();
+        self.qmp
+            .run("migrate-set-capabilities", json!({"capabilities": all}));
     }
 
     /// SIGKILL.
@@ -215,7 +228,7 @@ impl Drop for Reaped {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let said = std::fs::read_to_string(&self.said).unwrap_or_default();
-            eprintln!("{BINARY} ended with {:?}: {said}", self.child.try_wait());
+            eprintln!("QEMU ended with {:?}: {said}", self.child.try_wait());
         }
         let _ = self.child.kill();
         let _ = self.child.wait();

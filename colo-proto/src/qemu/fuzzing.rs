@@ -1,9 +1,10 @@
 //! Bodies of the fuzz targets. They panic where a law is broken.
 
-use alloc::vec::Vec;
+use alloc::{sync::Arc, vec::Vec};
 
 use super::{
-    Expectation, Item, Limits, Message, Reader, Resume, StreamError, Writer,
+    Block, BlockTable, Channel, ChannelItem, Demand, Expectation, Item, Limits, Message, Name,
+    Reader, Resume, StreamError, Writer,
     session::{Action, Lost, Patience, Standby},
 };
 use crate::{id::PAGE_SIZE, time::Instant};
@@ -100,6 +101,52 @@ pub fn stream(data: &[u8]) {
     assert_eq!(whole.end.is_ok(), pieces.end.is_ok());
     resume(&whole.items);
     standby(data, &whole.items);
+    let (items, end) = channel(data, data.len());
+    let pieces = channel(data, piece);
+    assert_eq!((items, end.is_ok()), (pieces.0, pieces.1.is_ok()));
+}
+
+/// Decodes `data` as a multifd channel, given in pieces of `piece` bytes.
+fn channel(data: &[u8], piece: usize) -> (Vec<ChannelItem>, Result<(), StreamError>) {
+    let block = |name: &[u8], bytes| {
+        Some(Block {
+            name: Name::new(name)?,
+            bytes,
+        })
+    };
+    let blocks = [block(b"a", 0x2000), block(b"b", 0x1000)];
+    let table = Arc::new(BlockTable(blocks.into_iter().flatten().collect()));
+    let mut channel = Channel::new();
+    channel.set_table(&table);
+    let mut items = Vec::new();
+    for mut input in data.chunks(piece.max(1)) {
+        loop {
+            if let Some(place) = channel.demand().place {
+                let n = input.len().min(PAGE_SIZE as usize - place.skip);
+                if channel.handle_placed(n).is_err() || n == 0 {
+                    break;
+                }
+                input = input.get(n..).unwrap_or_default();
+                continue;
+            }
+            match channel.handle_bytes(&mut input) {
+                Ok(Some(item)) => items.push(item),
+                Ok(None) if channel.demand().place.is_none() => break,
+                Ok(None) => {}
+                Err(error) => return (items, Err(error)),
+            }
+        }
+    }
+    for item in &items {
+        if let ChannelItem::Page(page) = item {
+            assert!(
+                table
+                    .block(page.slot)
+                    .is_some_and(|b| page.page < b.pages())
+            );
+        }
+    }
+    (items, Ok(()))
 }
 
 /// The machine behind the dialect agrees with every item: it keeps each state that is whole, and
@@ -133,6 +180,8 @@ fn standby(data: &[u8], items: &[Item]) {
                 answered += usize::from(reply);
             }
             Ok(Some(_)) => {}
+            // It waits for multifd channels, and nobody brings any.
+            Ok(None) if standby.demand() == NOTHING => return,
             Ok(None) if input.is_empty() => break standby.handle_closed(),
             Ok(None) => {}
             Err(lost) => break lost,
@@ -150,6 +199,11 @@ fn standby(data: &[u8], items: &[Item]) {
         (!alive).then(|| kept.checked_sub(1)).flatten()
     );
 }
+
+const NOTHING: Demand = Demand {
+    place: None,
+    then: 0,
+};
 
 /// Whatever state was accepted turns into a stream that is accepted again.
 fn resume(items: &[Item]) {

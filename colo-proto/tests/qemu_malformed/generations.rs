@@ -129,3 +129,21 @@ fn the_announcement_of_the_end_stands_where_its_version_puts_it() {
         mixed(Link::of_11_1(), |l| l.live = other).with(live, "command", fault);
     }
 }
+
+/// The fuzzer starts from each version's link and from a channel. `COLO_BLESS=1` writes them anew.
+#[test]
+fn the_fuzz_seeds_are_the_small_links() {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/qemu_stream");
+    for (name, bytes) in [
+        ("small-10.0", Link::of_10_0().bytes()),
+        ("small-11.1", Link::of_11_1().bytes()),
+        ("small-multifd", Link::with_multifd().bytes()),
+        ("channel", crate::multifd::channels()[0].clone()),
+    ] {
+        let path = format!("{corpus}/{name}");
+        if std::env::var_os("COLO_BLESS").is_some() {
+            std::fs::write(&path, &bytes).unwrap();
+        }
+        assert!(std::fs::read(&path).unwrap() == bytes, "COLO_BLESS=1");
+    }
+}

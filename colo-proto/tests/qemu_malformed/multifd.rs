@@ -48,7 +48,7 @@ fn mark(number: u64) -> Vec<u8> {
 }
 
 /// Two channels beside [`Link::with_multifd`]: five marks each.
-fn channels() -> [Vec<u8>; 2] {
+pub(crate) fn channels() -> [Vec<u8>; 2] {
     let first = [
         init(0),
         mark(0),

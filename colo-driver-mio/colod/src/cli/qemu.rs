@@ -108,7 +108,10 @@ fn standby_line(event: &standby::Event) -> String {
         Event::Whole {
             epoch: 0, devices, ..
         } => {
-            format!("the migration is whole ({devices} bytes of device state): protected")
+            format!(
+                "the migration is whole ({devices} bytes of device state); COLO has not begun: no \
+                 checkpoint was asked for"
+            )
         }
         Event::Whole {
             epoch,
@@ -128,11 +131,19 @@ fn standby_line(event: &standby::Event) -> String {
         } => match (epoch, resumes) {
             (Some(epoch), true) => format!("{reason}; resuming checkpoint {epoch}"),
             (Some(epoch), false) => format!(
-                "{reason}; the primary is alive, so checkpoint {epoch} is not resumed; \
-                 waiting for it to start anew"
+                "{reason}; checkpoint {epoch} is not resumed: the primary is alive or ended in good \
+                 order; waiting for it to start anew"
             ),
             (None, _) => format!("{reason}; nothing of it was whole, waiting for another try"),
         },
+        Event::Protected { qemu, channels: 0 } => format!("protected, by the rules of {qemu}"),
+        Event::Protected { qemu, channels } => {
+            format!("protected, by the rules of {qemu}, with {channels} multifd channels")
+        }
+        Event::NoMonitor { reason } => {
+            format!("the primary's monitor cannot be asked: {reason}")
+        }
+        Event::NotFenced { reason } => format!("{reason}; nothing is resumed yet"),
         Event::Written { bytes, after_us } => {
             format!("wrote {bytes} bytes, {after_us} \u{b5}s after the loss")
         }

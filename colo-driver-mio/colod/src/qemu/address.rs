@@ -3,7 +3,7 @@
 use std::{
     fmt,
     io::{self, Read, Write},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, ToSocketAddrs as _},
     os::{
         fd::{AsFd, BorrowedFd},
         unix::net::{UnixListener, UnixStream},
@@ -133,6 +133,21 @@ impl Stream {
             Address::Tcp(at) => Self::Tcp(TcpStream::connect(at)?).tuned(),
             Address::Unix(path) => Self::Unix(UnixStream::connect(path)?).tuned(),
         }
+    }
+
+    /// [`connect`](Self::connect), with a bound on the wait for a host that is gone.
+    pub(super) fn connect_within(address: &Address, patience: Duration) -> io::Result<Self> {
+        let Address::Tcp(at) = address else {
+            return Self::connect(address);
+        };
+        let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+        for to in at.to_socket_addrs()? {
+            match TcpStream::connect_timeout(&to, patience) {
+                Ok(stream) => return Self::Tcp(stream).tuned(),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
     }
 
     /// Acknowledges what has arrived at once. QEMU leaves Nagle's algorithm on: it sends nothing

@@ -92,8 +92,10 @@ pub(super) struct Staging {
 }
 
 impl Staging {
-    /// Takes note of a page; its bytes, if it has any, come next.
-    pub(super) fn push(&mut self, record: PageRecord) {
+    /// Takes note of a page. Its bytes, if it has any, go to [`page_mut`](Self::page_mut) of what
+    /// is given back.
+    pub(super) fn push(&mut self, record: PageRecord) -> usize {
+        let at = self.bytes.len();
         self.records.push(record);
         if !record.zero {
             let length = self.bytes.len() + PAGE;
@@ -103,12 +105,12 @@ impl Staging {
             }
             self.bytes.resize(length, 0);
         }
+        at
     }
 
-    /// Where the bytes of the last page belong.
-    pub(super) fn last_mut(&mut self) -> &mut [u8] {
-        let at = self.bytes.len().saturating_sub(PAGE);
-        self.bytes.get_mut(at..).unwrap_or_default()
+    /// Where the bytes of a page belong.
+    pub(super) fn page_mut(&mut self, at: usize) -> &mut [u8] {
+        self.bytes.get_mut(at..at + PAGE).unwrap_or_default()
     }
 
     pub(super) const fn pages(&self) -> usize {

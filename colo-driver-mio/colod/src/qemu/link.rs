@@ -9,7 +9,7 @@ use std::{
 use colo_proto::{
     id::Epoch,
     qemu::{
-        Expectation, Limits, Message, PageRecord,
+        Demand, Expectation, Generation, Limits, Message, PageRecord,
         session::{Action, Lost, Patience, Phase, Standby, State},
     },
     time::Instant,
@@ -18,6 +18,7 @@ use colo_proto::{
 use super::{
     address::Stream,
     image::{Image, PAGE, Staging},
+    lobby::{Lobby, Visitor},
     wait::{Clock, Stop, Woken},
 };
 
@@ -55,6 +56,20 @@ pub(super) struct Kept<'a> {
     pub(super) offset: u64,
 }
 
+/// What the link tells while it lasts.
+#[derive(Debug)]
+pub(super) enum Told<'a> {
+    /// A state is whole.
+    Kept(Kept<'a>),
+    /// The first checkpoint was asked for.
+    Began {
+        /// By which version's rules.
+        generation: Option<Generation>,
+        /// How many multifd channels there are.
+        channels: usize,
+    },
+}
+
 /// What the link is told once.
 #[derive(Clone, Debug)]
 pub(super) struct Terms {
@@ -63,8 +78,31 @@ pub(super) struct Terms {
     pub(super) patience: Patience,
 }
 
-pub(super) struct Link<'a> {
+/// One connection of the link, and what was read of it and could not be taken yet.
+#[derive(Debug)]
+struct Pipe {
     stream: Stream,
+    left: Vec<u8>,
+    /// Whether more may come.
+    open: bool,
+    /// Where the bytes of its page go in the staging area.
+    staged: usize,
+}
+
+impl Pipe {
+    fn new(visitor: Visitor) -> Self {
+        Self {
+            stream: visitor.stream,
+            left: visitor.first,
+            open: true,
+            staged: 0,
+        }
+    }
+}
+
+pub(super) struct Link<'a> {
+    /// The main stream, then the multifd channels.
+    pipes: Vec<Pipe>,
     clock: Clock,
     stop: &'a Stop,
     standby: Standby,
@@ -75,12 +113,14 @@ pub(super) struct Link<'a> {
     standing: Option<Instant>,
     whole: Option<State>,
     held: Option<Held>,
+    /// Whether it was told that COLO has begun.
+    began: bool,
 }
 
 impl<'a> Link<'a> {
-    pub(super) fn new(stream: Stream, terms: Terms, clock: Clock, stop: &'a Stop) -> Self {
+    pub(super) fn new(primary: Visitor, terms: Terms, clock: Clock, stop: &'a Stop) -> Self {
         Self {
-            stream,
+            pipes: vec![Pipe::new(primary)],
             clock,
             stop,
             standby: Standby::new(clock.now(), terms.limits, terms.expect, terms.patience),
@@ -89,92 +129,193 @@ impl<'a> Link<'a> {
             standing: None,
             whole: None,
             held: None,
+            began: false,
         }
     }
 
-    /// Serves the link to its end. `kept` is called after each checkpoint is answered and
+    /// Serves the link to its end. `told` hears of each checkpoint after it is answered and
     /// committed. Gives back what this link brought, if it ever was whole.
     pub(super) fn serve(
         mut self,
-        mut kept: impl FnMut(Kept<'_>) -> io::Result<()>,
+        lobby: &mut Lobby,
+        mut told: impl FnMut(Told<'_>) -> io::Result<()>,
     ) -> io::Result<(End, Option<Held>)> {
         let mut buffer = vec![0; READ];
         // How long the newest bytes kept this side: a primary that waits for it is not silent.
         let mut busy = Duration::ZERO;
         let lost = loop {
-            // A connection that is broken says so at the next read.
-            let _ = self.stream.acknowledge_at_once();
-            let deadline = self.standby.poll_timeout().map(|at| at + busy);
-            match self
-                .clock
-                .wait(self.stream.as_fd(), false, deadline, self.stop)?
-            {
-                Woken::Stop => return Ok((End::Stopped, self.held)),
-                Woken::Deadline => {
-                    if let Err(lost) = self.standby.handle_timeout(self.clock.now()) {
-                        break lost;
-                    }
-                    continue;
-                }
-                Woken::Ready => {}
-            }
-            let read = match (&self.stream).read(&mut buffer) {
-                Ok(0) => break self.standby.handle_closed(),
-                Ok(n) => buffer.get(..n).unwrap_or_default(),
-                Err(e) if retry(&e) => continue,
-                Err(e) => {
-                    tracing::info!("the link to the primary broke: {e}");
-                    break self.standby.handle_closed();
-                }
-            };
             let arrived = self.clock.now();
-            match self.take(read, arrived, &mut kept) {
-                Ok(()) => busy = self.clock.now().since(arrived),
+            let moved = self.turn(lobby, &mut buffer, arrived, &mut told);
+            match moved {
+                Ok(true) => busy = self.clock.now().since(arrived),
+                Ok(false) => {}
                 Err(Broken::Lost(lost)) => break lost,
                 Err(Broken::Reply(e)) => {
-                    tracing::info!("the primary did not take a reply: {e}");
+                    tracing::info!("the link to the primary broke: {e}");
                     break self.standby.handle_closed();
                 }
                 Err(Broken::Memory(e)) => return Ok((End::Refused(e), self.held)),
                 Err(Broken::Own(e)) => return Err(e),
+            }
+            let again = (0..self.pipes.len()).any(|which| {
+                self.wants(which) && self.pipes.get(which).is_some_and(|p| !p.left.is_empty())
+            });
+            let deadline = if again {
+                Some(arrived)
+            } else {
+                self.standby.poll_timeout().map(|at| at + busy)
+            };
+            match self.wait(lobby, deadline)? {
+                Woken::Stop => return Ok((End::Stopped, self.held)),
+                Woken::Deadline if again => {}
+                Woken::Deadline => {
+                    if let Err(lost) = self.standby.handle_timeout(self.clock.now()) {
+                        break lost;
+                    }
+                }
+                Woken::Ready => {}
             }
         };
         let owner = self.standby.take_over(self.clock.now(), &lost);
         Ok((End::Lost(lost, owner), self.held))
     }
 
+    /// Waits for the connections that the stream goes on with. Channels are made in the migration
+    /// only.
+    fn wait(&self, lobby: &Lobby, deadline: Option<Instant>) -> io::Result<Woken> {
+        for pipe in &self.pipes {
+            // A connection that is broken says so at the next read.
+            let _ = pipe.stream.acknowledge_at_once();
+        }
+        let wanted = (0..self.pipes.len()).filter(|&which| self.wants(which));
+        let wanted = wanted.filter_map(|which| self.pipes.get(which));
+        let wanted = wanted.map(|pipe| pipe.stream.as_fd());
+        let visitors = (self.standby.phase() == Phase::Migrating).then(|| lobby.fds());
+        let all = wanted.chain(visitors.into_iter().flatten());
+        self.clock.wait_any(all, deadline, self.stop)
+    }
+
+    fn demand(&self, which: usize) -> Demand {
+        match which.checked_sub(1) {
+            None => self.standby.demand(),
+            Some(channel) => self.standby.channel_demand(channel),
+        }
+    }
+
+    /// Whether bytes of a connection can be taken now.
+    fn wants(&self, which: usize) -> bool {
+        let demand = self.demand(which);
+        let open = self.pipes.get(which).is_some_and(|pipe| pipe.open);
+        open && (demand.place.is_some() || demand.then > 0)
+    }
+
+    /// Reads what is there, of every connection that is wanted. Whether anything was.
+    fn turn(
+        &mut self,
+        lobby: &mut Lobby,
+        buffer: &mut [u8],
+        arrived: Instant,
+        told: &mut impl FnMut(Told<'_>) -> io::Result<()>,
+    ) -> Result<bool, Broken> {
+        if self.standby.phase() == Phase::Migrating {
+            lobby.look(arrived).map_err(Broken::Own)?;
+            while let Some(channel) = lobby.channel() {
+                self.standby.open_channel(arrived)?;
+                self.pipes.push(Pipe::new(channel));
+            }
+        }
+        let mut moved = false;
+        for which in 0..self.pipes.len() {
+            if !self.wants(which) {
+                continue;
+            }
+            let Some(pipe) = self.pipes.get_mut(which) else {
+                continue;
+            };
+            let left = std::mem::take(&mut pipe.left);
+            let bytes = if left.is_empty() {
+                match (&pipe.stream).read(buffer) {
+                    Ok(0) => {
+                        pipe.open = false;
+                        moved = true;
+                        continue;
+                    }
+                    Ok(n) => buffer.get(..n).unwrap_or_default(),
+                    Err(e) if retry(&e) => continue,
+                    Err(e) => {
+                        tracing::info!("a connection of the link broke: {e}");
+                        pipe.open = false;
+                        moved = true;
+                        continue;
+                    }
+                }
+            } else {
+                &left[..]
+            };
+            let length = bytes.len();
+            let rest = self.take(which, bytes, arrived, told)?;
+            moved |= rest < length;
+            let rest = bytes.get(length - rest..).unwrap_or_default().to_vec();
+            if let Some(pipe) = self.pipes.get_mut(which) {
+                pipe.left = rest;
+            }
+        }
+        // A channel's end counts once it is missed: the main stream may have a whole checkpoint.
+        let main = self.pipes.first().is_some_and(|pipe| pipe.open);
+        let missed = |which: usize| {
+            let demand = self.demand(which);
+            demand.place.is_some() || demand.then > 0
+        };
+        let channel_missed = (1..self.pipes.len())
+            .any(|which| self.pipes.get(which).is_some_and(|p| !p.open) && missed(which));
+        if !main || (channel_missed && self.standby.demand().then == 0) {
+            return Err(Broken::Lost(self.standby.handle_closed()));
+        }
+        Ok(moved)
+    }
+
+    /// Takes bytes of a connection; gives back how many have to wait.
     fn take(
         &mut self,
+        which: usize,
         mut input: &[u8],
         arrived: Instant,
-        kept: &mut impl FnMut(Kept<'_>) -> io::Result<()>,
-    ) -> Result<(), Broken> {
+        told: &mut impl FnMut(Told<'_>) -> io::Result<()>,
+    ) -> Result<usize, Broken> {
         loop {
-            while let Some(place) = self.standby.demand().place {
+            while let Some(place) = self.demand(which).place {
                 if input.is_empty() {
-                    return Ok(());
+                    return Ok(0);
                 }
                 let n = input.len().min(PAGE - place.skip);
                 let (now, rest) = input.split_at(n);
+                let staged = self.pipes.get(which).map_or(0, |pipe| pipe.staged);
                 let page = match (self.standby.phase(), &mut self.coming) {
                     (Phase::Migrating, Some(image)) => image.page_mut(place.page),
-                    _ => self.staging.last_mut(),
+                    _ => self.staging.page_mut(staged),
                 };
                 if let Some(into) = page.get_mut(place.skip..place.skip + n) {
                     into.copy_from_slice(now);
                 }
-                self.standby
-                    .handle_placed(arrived, n)
-                    .map_err(|e| Broken::Own(io::Error::other(e)))?;
+                let placed = match which.checked_sub(1) {
+                    None => self.standby.handle_placed(arrived, n),
+                    Some(channel) => self.standby.handle_channel_placed(arrived, channel, n),
+                };
+                placed.map_err(|e| Broken::Own(io::Error::other(e)))?;
                 input = rest;
             }
-            let taken = self.standby.handle_bytes(arrived, &mut input)?;
+            let taken = match which.checked_sub(1) {
+                None => self.standby.handle_bytes(arrived, &mut input)?,
+                Some(channel) => self
+                    .standby
+                    .handle_channel_bytes(arrived, channel, &mut input)?,
+            };
             if self.standby.phase() == Phase::Receiving {
                 self.standing.get_or_insert(arrived);
             }
             match taken {
-                Some(action) => self.act(action, arrived, kept)?,
-                None if input.is_empty() && self.standby.demand().place.is_none() => return Ok(()),
+                Some(action) => self.act(which, action, arrived, told)?,
+                None if self.demand(which).place.is_none() => return Ok(input.len()),
                 None => {}
             }
         }
@@ -182,15 +323,16 @@ impl<'a> Link<'a> {
 
     fn act(
         &mut self,
+        which: usize,
         action: Action,
         arrived: Instant,
-        kept: &mut impl FnMut(Kept<'_>) -> io::Result<()>,
+        told: &mut impl FnMut(Told<'_>) -> io::Result<()>,
     ) -> Result<(), Broken> {
         match action {
             Action::Prepare(table) => {
                 self.coming = Some(Image::new(&table).map_err(Broken::Memory)?);
             }
-            Action::Page(record) => self.page(record),
+            Action::Page(record) => self.page(which, record),
             Action::Whole(state) => self.whole = Some(state),
             Action::Send(messages) => {
                 let sent = self.send(&Message::encode_all(&messages));
@@ -200,21 +342,34 @@ impl<'a> Link<'a> {
                     let came = standing.map_or(Duration::ZERO, |since| arrived.since(since));
                     // The primary's guest runs again; what is whole is committed meanwhile, also
                     // if the reply was not taken.
-                    self.commit(state, came, answered, kept)
+                    self.commit(state, came, answered, told)
                         .map_err(Broken::Own)?;
                 }
                 sent?;
+                if self.standby.began() && !self.began {
+                    self.began = true;
+                    let began = Told::Began {
+                        generation: self.standby.generation(),
+                        channels: self.standby.channels(),
+                    };
+                    told(began).map_err(Broken::Own)?;
+                }
             }
             other => return Err(Broken::Own(io::Error::other(format!("unknown {other:?}")))),
         }
         Ok(())
     }
 
-    fn page(&mut self, record: PageRecord) {
+    fn page(&mut self, which: usize, record: PageRecord) {
         match (self.standby.phase(), &mut self.coming) {
             (Phase::Migrating, Some(image)) if record.zero => image.zero(record.run()),
             (Phase::Migrating, _) => {}
-            _ => self.staging.push(record),
+            _ => {
+                let staged = self.staging.push(record);
+                if let Some(pipe) = self.pipes.get_mut(which) {
+                    pipe.staged = staged;
+                }
+            }
         }
     }
 
@@ -223,7 +378,7 @@ impl<'a> Link<'a> {
         state: State,
         came: Duration,
         answered: Duration,
-        kept: &mut impl FnMut(Kept<'_>) -> io::Result<()>,
+        told: &mut impl FnMut(Told<'_>) -> io::Result<()>,
     ) -> io::Result<()> {
         let changed = match (self.coming.take(), &mut self.held) {
             (Some(image), held) => {
@@ -238,13 +393,13 @@ impl<'a> Link<'a> {
             (None, None) => return Err(io::Error::other("a checkpoint without a migration")),
         };
         if let Some(held) = &self.held {
-            kept(Kept {
+            told(Told::Kept(Kept {
                 held,
                 changed,
                 came,
                 answered,
                 offset: self.standby.offset(),
-            })?;
+            }))?;
         }
         self.staging.clear();
         Ok(())
@@ -252,14 +407,17 @@ impl<'a> Link<'a> {
 
     /// Writes a few bytes; they fit any socket whose peer reads.
     fn send(&mut self, mut bytes: &[u8]) -> Result<(), Broken> {
+        let Some(main) = self.pipes.first() else {
+            return Ok(());
+        };
         while !bytes.is_empty() {
-            match (&self.stream).write(bytes) {
+            match (&main.stream).write(bytes) {
                 Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     let deadline = self.standby.poll_timeout();
                     let woken = self
                         .clock
-                        .wait(self.stream.as_fd(), true, deadline, self.stop)
+                        .wait(main.stream.as_fd(), true, deadline, self.stop)
                         .map_err(Broken::Own)?;
                     if woken != Woken::Ready {
                         return Err(Broken::Reply(io::ErrorKind::TimedOut.into()));

@@ -4,11 +4,14 @@
 //! |---|---|
 //! | `inspect.rs` | what is in a captured stream |
 //! | `standby.rs` | the secondary without a VM: accept, keep, take over |
-//! | `link.rs` | one link to a QEMU primary |
+//! | `lobby.rs` | who connected, before it has said what it is |
+//! | `link.rs` | one link to a QEMU primary, with its multifd channels |
 //! | `image.rs` | the RAM image, and the pages of the coming checkpoint |
 //! | `region.rs` | memory that the system may refuse |
 //! | `store.rs` | the newest checkpoint on disk |
 //! | `takeover.rs` | a checkpoint as a migration stream, into a command or a file |
+//! | `monitor.rs` | what is asked of the primary before it is taken over from, and the fence |
+//! | `status.rs` | the file that says how it stands |
 //! | `feed.rs` | the primary's role: replays a captured stream |
 //! | `address.rs` | where QEMU is: `HOST:PORT` or `unix:PATH` |
 //! | `wait.rs` | waiting for a descriptor, a deadline and Ctrl-C at once |
@@ -22,8 +25,11 @@ pub mod feed;
 mod image;
 pub mod inspect;
 mod link;
+mod lobby;
+mod monitor;
 mod region;
 pub mod standby;
+mod status;
 mod store;
 mod takeover;
 mod wait;

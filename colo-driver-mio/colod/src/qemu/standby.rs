@@ -3,7 +3,6 @@
 use std::{
     ffi::OsString,
     io::{self, Read},
-    os::fd::AsFd as _,
     path::{Path, PathBuf},
     process::{ChildStdin, ExitStatus},
     time::Duration,
@@ -19,7 +18,10 @@ use thiserror::Error;
 
 use super::{
     address::{Address, Listener},
-    link::{End, Held, Kept, Link, Terms},
+    link::{End, Held, Kept, Link, Terms, Told},
+    lobby::Lobby,
+    monitor::{self, Monitor, Verdict},
+    status::Board,
     store::{self, Store},
     takeover,
     wait::{Clock, Stop, Woken},
@@ -50,8 +52,8 @@ const RETRY: Duration = Duration::from_secs(1);
     the standby at once.\n\n\
     WHAT THIS DOES NOT PROMISE: QEMU releases its output at once. What the guest sent or wrote to \
     shared storage after the last complete checkpoint has happened for the world and not for the \
-    resumed guest. Nor is the primary fenced: a primary that is only unreachable may still run \
-    when the command is started; fence it there first.")]
+    resumed guest. Nor is a primary that is only unreachable known to stand: --fence stops it, --primary-qmp \
+    asks one that lives.")]
 pub struct StandbyArgs {
     /// Where the primary's `migrate` connects: HOST:PORT or unix:PATH.
     #[arg(long, value_name = "ADDR", required_unless_present = "from_state")]
@@ -70,6 +72,18 @@ pub struct StandbyArgs {
     /// only --state and --out keep it then.
     #[arg(long, value_name = "COMMAND")]
     pub resume_with: Option<OsString>,
+    /// The primary's monitor (QMP), one that nobody else uses: HOST:PORT or unix:PATH. Before
+    /// anything is resumed it is asked: a primary that runs its guest, or ended it in good order,
+    /// is not taken over from.
+    #[arg(long, value_name = "ADDR")]
+    pub primary_qmp: Option<Address>,
+    /// Shell command that makes sure that the primary does not run any more. It runs before
+    /// --resume-with, and again every second until it succeeds.
+    #[arg(long, value_name = "COMMAND", requires = "resume_with")]
+    pub fence: Option<OsString>,
+    /// Keep a file that says how it stands: one JSON object, replaced atomically.
+    #[arg(long, value_name = "FILE")]
+    pub status: Option<PathBuf>,
     /// Write the stream to this file, whole or not at all.
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
@@ -110,6 +124,24 @@ pub enum Event {
     },
     /// A primary connected.
     Connected,
+    /// The monitor given by --primary-qmp cannot be asked.
+    NoMonitor {
+        /// Why.
+        reason: String,
+    },
+    /// The primary has asked for its first checkpoint: COLO has begun, and what is held is its
+    /// newest state.
+    Protected {
+        /// The version of QEMU by whose rules it speaks.
+        qemu: String,
+        /// How many multifd channels bring pages.
+        channels: usize,
+    },
+    /// The command given by --fence failed: nothing is resumed yet.
+    NotFenced {
+        /// How.
+        reason: String,
+    },
     /// A state is whole: the initial migration (epoch 0) or a checkpoint.
     Whole {
         /// Which.
@@ -194,6 +226,12 @@ pub enum StandbyError {
         /// The system's word.
         error: io::Error,
     },
+    /// The primary is not lost.
+    #[error("nothing is resumed: the primary's monitor says: {keeps}")]
+    Alive {
+        /// What its monitor says.
+        keeps: String,
+    },
     /// Nothing to listen on and nothing to take from.
     #[error("nothing to do: give --listen, or --state with --from-state")]
     Nothing,
@@ -212,6 +250,13 @@ pub fn run(
     stop: &Stop,
     on: &mut dyn FnMut(Event),
 ) -> Result<Outcome, StandbyError> {
+    let mut board = args.status.as_deref().map(Board::new);
+    let on = &mut |event: Event| {
+        if let Some(board) = &mut board {
+            board.show(&event);
+        }
+        on(event);
+    };
     if let Some(out) = &args.out {
         takeover::can_write(out).map_err(|e| resume_error(out.display(), e))?;
     }
@@ -225,42 +270,64 @@ pub fn run(
     })?;
     let store = |dir: &Path| Store::open(dir, args.sync).map_err(|e| state_error(dir, e));
     let mut store = args.state.as_deref().map(store).transpose()?;
+    let mut lobby = Lobby::new(listener, Duration::from_millis(args.silence));
     on(Event::Listening {
-        address: listener.address()?.to_string(),
+        address: lobby.address()?.to_string(),
     });
     let clock = Clock::start();
     // What `--out` does not have yet. It is for the file only: the primary ran on after it.
     let mut unwritten: Option<Held> = None;
     loop {
-        let again = unwritten.as_ref().map(|_| clock.now() + RETRY);
-        match clock.wait(listener.as_fd(), false, again, stop)? {
-            Woken::Stop => return Ok(Outcome::Stopped),
-            Woken::Deadline => {
-                unwritten = unwritten.filter(|held| write_out(args, held, clock, on).is_err());
-                continue;
+        lobby.look(clock.now())?;
+        let Some(primary) = lobby.primary() else {
+            let again = unwritten.as_ref().map(|_| clock.now() + RETRY);
+            let deadline = again.into_iter().chain(lobby.deadline()).min();
+            match clock.wait_any(lobby.fds(), deadline, stop)? {
+                Woken::Stop => return Ok(Outcome::Stopped),
+                Woken::Deadline => {
+                    unwritten = unwritten.filter(|held| write_out(args, held, clock, on).is_err());
+                }
+                Woken::Ready => {}
             }
-            Woken::Ready => {}
-        }
-        let Some(stream) = listener.accept()? else {
             continue;
         };
         on(Event::Connected);
-        let link = Link::new(stream, terms(args), clock, stop);
-        let (end, held) = link.serve(|kept| {
+        let mut monitor = monitor(args, clock, stop, on);
+        let link = Link::new(primary, terms(args), clock, stop);
+        let (end, held) = link.serve(&mut lobby, |told| {
+            let kept = match told {
+                Told::Began {
+                    generation,
+                    channels,
+                } => {
+                    let qemu = generation.map_or_else(String::new, |g| g.to_string());
+                    on(Event::Protected { qemu, channels });
+                    return Ok(());
+                }
+                Told::Kept(kept) => kept,
+            };
             unwritten = None;
+            if let Some(monitor) = &mut monitor {
+                monitor.listen();
+            }
             on(whole(&kept));
             match &mut store {
                 Some(store) => store.keep(&kept.held.state, &kept.held.image, kept.changed),
                 None => Ok(()),
             }
         })?;
-        let (reason, owner) = match end {
+        lobby.forget_channels();
+        let (mut reason, owner) = match end {
             End::Stopped => return Ok(Outcome::Stopped),
             End::Refused(error) => (error.to_string(), None),
             End::Lost(lost, owner) => (lost.to_string(), owner),
         };
         let newest = held.as_ref().map(|held| held.state.epoch);
-        let resumes = owner.is_some() && owner == newest;
+        let mut resumes = owner.is_some() && owner == newest;
+        if resumes && let Some(keeps) = keeps(args, monitor, clock, stop) {
+            resumes = false;
+            reason = format!("{reason}; its monitor says: {keeps}");
+        }
         on(Event::Lost {
             reason,
             epoch: newest.map(|epoch| epoch.0),
@@ -270,7 +337,7 @@ pub fn run(
         let written = write_out(args, &held, clock, on);
         if resumes {
             // Nobody else may believe to be protected here.
-            drop(listener);
+            drop(lobby);
             return resume(args, &held, written, stop, clock, on);
         }
         unwritten = written.is_err().then_some(held);
@@ -296,9 +363,64 @@ fn resume(
         written = write_out(args, held, clock, on);
     }
     let epoch = held.state.epoch;
+    if !fenced(args, epoch, stop, clock, on)? {
+        return written.map(|()| Outcome::Stopped);
+    }
     let pipe = |stdin| takeover::write(&held.state, &held.image, stdin);
     let status = command(args, epoch, stop, pipe, clock, on)?;
     written.map(|()| Outcome::Resumed(epoch, status))
+}
+
+/// The monitor of a primary that has just connected, if there is one to be asked.
+fn monitor(
+    args: &StandbyArgs,
+    clock: Clock,
+    stop: &Stop,
+    on: &mut dyn FnMut(Event),
+) -> Option<Monitor> {
+    let address = args.primary_qmp.as_ref()?;
+    Monitor::open(address, clock, stop)
+        .map_err(|error| {
+            let reason = format!("{address}: {error}");
+            on(Event::NoMonitor { reason });
+        })
+        .ok()
+}
+
+/// What the primary's monitor says against a resume. One that was not open is tried once more.
+fn keeps(
+    args: &StandbyArgs,
+    monitor: Option<Monitor>,
+    clock: Clock,
+    stop: &Stop,
+) -> Option<String> {
+    let address = args.primary_qmp.as_ref()?;
+    let monitor = monitor.or_else(|| Monitor::open(address, clock, stop).ok());
+    match monitor?.verdict(clock, stop) {
+        Verdict::Keeps(why) => Some(why),
+        Verdict::Gone | Verdict::HandedOver => None,
+    }
+}
+
+/// Fences until it succeeds; whether it did before `stop` was asked.
+fn fenced(
+    args: &StandbyArgs,
+    epoch: Epoch,
+    stop: &Stop,
+    clock: Clock,
+    on: &mut dyn FnMut(Event),
+) -> Result<bool, StandbyError> {
+    let Some(command) = &args.fence else {
+        return Ok(true);
+    };
+    while let Err(error) = monitor::fence(command, epoch) {
+        let reason = format!("the command given by --fence failed: {error}");
+        on(Event::NotFenced { reason });
+        if clock.pause(clock.now() + RETRY, stop)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn terms(args: &StandbyArgs) -> Terms {
@@ -375,6 +497,12 @@ fn from_state(
             after_us: micros(clock.now().since(colo_proto::time::Instant::ZERO)),
         });
         (epoch, stream) = newest()?;
+    }
+    if let Some(keeps) = keeps(args, None, clock, stop) {
+        return Err(StandbyError::Alive { keeps });
+    }
+    if !fenced(args, epoch, stop, clock, on)? {
+        return Ok(Outcome::Stopped);
     }
     let pipe = |mut stdin: ChildStdin| io::copy(&mut stream, &mut stdin);
     let status = command(args, epoch, stop, pipe, clock, on)?;

@@ -72,24 +72,40 @@ impl Clock {
         stop: &Stop,
     ) -> io::Result<Woken> {
         let events = if write { PollFlags::OUT } else { PollFlags::IN };
+        let own = PollFd::from_borrowed_fd(fd, events);
+        let asked = PollFd::from_borrowed_fd(stop.asked.as_fd(), PollFlags::IN);
+        self.poll(&mut [asked, own], deadline)
+    }
+
+    /// Waits until one of `fds` can be read, as [`wait`](Self::wait) does.
+    pub(super) fn wait_any<'a>(
+        &self,
+        fds: impl Iterator<Item = BorrowedFd<'a>>,
+        deadline: Option<Instant>,
+        stop: &'a Stop,
+    ) -> io::Result<Woken> {
+        let read = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
+        let asked = std::iter::once(stop.asked.as_fd());
+        let mut all: Vec<_> = asked.chain(fds).map(read).collect();
+        self.poll(&mut all, deadline)
+    }
+
+    /// The first of `fds` is the one that asks to stop.
+    fn poll(&self, fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<Woken> {
         loop {
             let left = deadline.map(|deadline| deadline.since(self.now()));
             // A timeout too long for the kernel is none.
             let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-            let mut fds = [
-                PollFd::from_borrowed_fd(fd, events),
-                PollFd::from_borrowed_fd(stop.asked.as_fd(), PollFlags::IN),
-            ];
-            match poll(&mut fds, timeout.as_ref()) {
+            match poll(fds, timeout.as_ref()) {
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(e) => return Err(e.into()),
             }
-            let [own, asked] = &fds;
-            if !asked.revents().is_empty() {
+            let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
+            if ready.next() == Some(true) {
                 return Ok(Woken::Stop);
             }
-            if !own.revents().is_empty() {
+            if ready.any(|ready| ready) {
                 return Ok(Woken::Ready);
             }
             if left.is_some_and(|left| left.is_zero()) {
