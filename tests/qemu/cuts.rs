@@ -8,10 +8,11 @@ use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use serde_json::json;
 
 use crate::{
+    for_each_version,
     proxy::Proxy,
     side::Side,
     standby::goes_on,
-    versions::{Qemu, for_each_version},
+    versions::Qemu,
     vm::{Machine, Vm, arguments},
 };
 

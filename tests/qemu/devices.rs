@@ -4,9 +4,10 @@
 use colod::qemu::standby::{Event, Outcome};
 
 use crate::{
+    for_each_version,
     side::Side,
     standby::goes_on,
-    versions::{Qemu, for_each_version},
+    versions::Qemu,
     vm::{Machine, Vm, arguments},
 };
 

@@ -8,10 +8,7 @@ use colod::qemu::{
 };
 use serde_json::json;
 
-use crate::{
-    versions::{Qemu, for_each_version},
-    vm::Machine,
-};
+use crate::{for_each_version, versions::Qemu, vm::Machine};
 
 #[derive(Parser)]
 #[command(no_binary_name = true)]

@@ -28,3 +28,19 @@ mod standby;
 mod strangers;
 mod versions;
 mod vm;
+
+/// One test of each version for each of these functions.
+macro_rules! for_each_version {
+    ($($name:ident),+ $(,)?) => {
+        mod v7_2 {
+            $(#[test] fn $name() { super::$name(crate::versions::V7_2); })+
+        }
+        mod v10_0 {
+            $(#[test] fn $name() { super::$name(crate::versions::V10_0); })+
+        }
+        mod v11_1 {
+            $(#[test] fn $name() { super::$name(crate::versions::V11_1); })+
+        }
+    };
+}
+use for_each_version;

@@ -4,8 +4,9 @@ use colod::qemu::standby::{Event, Outcome};
 use serde_json::json;
 
 use crate::{
+    for_each_version,
     side::Side,
-    versions::{Qemu, for_each_version},
+    versions::Qemu,
     vm::{Machine, Vm, arguments, counters_in},
 };
 

@@ -80,19 +80,3 @@ fn cache() -> PathBuf {
         _ => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/qemu"),
     }
 }
-
-/// One test of each version for each of these functions.
-macro_rules! for_each_version {
-    ($($name:ident),+ $(,)?) => {
-        mod v7_2 {
-            $(#[test] fn $name() { super::$name(crate::versions::V7_2); })+
-        }
-        mod v10_0 {
-            $(#[test] fn $name() { super::$name(crate::versions::V10_0); })+
-        }
-        mod v11_1 {
-            $(#[test] fn $name() { super::$name(crate::versions::V11_1); })+
-        }
-    };
-}
-pub(crate) use for_each_version;
