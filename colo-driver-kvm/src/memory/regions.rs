@@ -84,11 +84,11 @@ pub(crate) struct SlotEntry {
     pub(crate) backing: Backing,
 }
 
-/// All slots of a VM. Cheap to clone; the mappings live as long as any clone.
+/// All slots of a VM. A clone allocates nothing; the mappings live as long as any clone.
 #[derive(Clone)]
 pub struct Memory {
-    ram: GuestRam,
-    slots: Vec<SlotEntry>,
+    ram: Arc<GuestRam>,
+    slots: Arc<[SlotEntry]>,
 }
 
 impl Memory {
@@ -117,7 +117,10 @@ impl Memory {
                 },
             });
         }
-        Ok(Self { ram, slots })
+        Ok(Self {
+            ram: Arc::new(ram),
+            slots: slots.into(),
+        })
     }
 
     pub(crate) fn with_store(
@@ -131,7 +134,7 @@ impl Memory {
                 from: FIRST_STORE,
             });
         }
-        let mut slots = self.slots.clone();
+        let mut slots = self.slots.to_vec();
         slots.push(SlotEntry {
             slot,
             pages: store.pages(),
@@ -139,8 +142,8 @@ impl Memory {
         });
         slots.sort_by_key(|s| s.slot);
         Ok(Self {
-            ram: self.ram.clone(),
-            slots,
+            ram: Arc::clone(&self.ram),
+            slots: slots.into(),
         })
     }
 
