@@ -26,12 +26,16 @@ pub(crate) struct Agreement {
     reported: u64,
     /// How many of the other guest's first frames since the checkpoint have been said here.
     left: u64,
+    /// Something has left that the comparator has not seen.
+    unfollowed: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Frame {
     since: Epoch,
     needs: Stored,
+    /// The comparator has seen it.
+    followed: bool,
     bytes: Bytes,
 }
 
@@ -55,6 +59,7 @@ impl Agreement {
             reports: VecDeque::new(),
             reported: 0,
             left: 0,
+            unfollowed: false,
         }
     }
 
@@ -84,6 +89,7 @@ impl Agreement {
         let held = Frame {
             since,
             needs,
+            followed: false,
             bytes: frame,
         };
         self.held.insert(tag, held);
@@ -131,6 +137,9 @@ impl Agreement {
     /// in it already is compared too.
     pub(crate) fn commit(&mut self, now: Instant, epoch: Epoch, compare: bool) {
         self.flows.commit(now, epoch);
+        if compare && core::mem::take(&mut self.unfollowed) {
+            self.flows.lose_track();
+        }
         self.ready.clear();
         self.left = 0;
         if !compare {
@@ -141,6 +150,14 @@ impl Agreement {
         for tag in tags {
             self.compare(now, tag);
         }
+    }
+
+    /// Output leaves without being held until the next capture, and nobody follows it here.
+    pub(crate) fn open(&mut self, now: Instant, epoch: Epoch) {
+        self.commit(now, epoch, false);
+        // What was reported meanwhile went to nobody, and another peer counts from nought.
+        self.forget_peer();
+        self.unfollowed = true;
     }
 
     /// The peer's guest runs from now on.
@@ -212,13 +229,17 @@ impl Agreement {
         };
         if let Some(report) = self.flows.ours(now, tag, &frame.bytes) {
             self.reported += 1;
-            frame.needs.reports = self.reported;
             self.reports.push_back(report);
         }
+        // A segment may show what an earlier one of its connection was reported for, and overtakes
+        // that one if it says nothing new.
+        frame.needs.reports = self.reported;
+        frame.followed = true;
     }
 
     fn take(&mut self, tag: u64) -> Option<Bytes> {
         let frame = self.held.remove(&tag)?;
+        self.unfollowed |= !frame.followed;
         self.bytes -= frame.bytes.len() + FRAME;
         Some(frame.bytes)
     }
@@ -241,6 +262,15 @@ mod tests {
         let mut agreement = Agreement::new(LIMITS, 1);
         agreement.commit(Instant::ZERO, Epoch(1), true);
         agreement
+    }
+
+    /// A segment with a timestamp.
+    fn stamped(seq: u32, stamp: u32, payload: &[u8]) -> Bytes {
+        let mut options = alloc::vec![8, 10];
+        options.extend(stamp.to_be_bytes());
+        options.extend([0; 4]);
+        let frame = crate::output::packet::sample::Sample::PLAIN;
+        frame.tcp_with(seq, &options, payload).into()
     }
 
     fn ours(agreement: &mut Agreement, since: u64, inputs: u64, text: &'static str) -> bool {
@@ -276,6 +306,54 @@ mod tests {
         );
         assert_eq!(waiting.left(), Some(2));
         assert_eq!(waiting.left(), None, "no news");
+    }
+
+    #[test]
+    fn no_segment_leaves_before_what_the_peer_must_know_of_its_connection() {
+        let mut waiting = agreement();
+        let say = |waiting: &mut Agreement, frame: Bytes| {
+            assert!(waiting.ours(Instant::ZERO, Epoch(1), 0, frame, true));
+        };
+        // The clock of the first is reported. It waits for the other guest, and an acknowledgement
+        // that shows the same clock does not.
+        say(&mut waiting, stamped(1000, 500, b"abc"));
+        assert!(waiting.poll_report().is_some());
+        let acknowledgement = stamped(1003, 501, b"");
+        say(&mut waiting, acknowledgement.clone());
+        assert_eq!(waiting.agreed(stored(0)), None, "the report is not stored");
+        let reports = 1;
+        let stored = Stored { inputs: 0, reports };
+        assert_eq!(waiting.agreed(stored), Some(acknowledgement));
+    }
+
+    #[test]
+    fn a_connection_that_nobody_followed_for_a_while_is_compared_from_where_it_is() {
+        let mut waiting = agreement();
+        let far = 1003u32.wrapping_sub(1 << 30);
+        for compared in [true, false] {
+            let (now, epoch) = (Instant::ZERO, waiting.epoch());
+            let frame = stamped(if compared { 1000 } else { far - 3 }, 1, b"abc");
+            assert!(waiting.ours(now, epoch, 0, frame.clone(), compared));
+            if compared {
+                waiting.theirs(now, epoch, &frame);
+                let reports = waiting.reported();
+                let stored = Stored { inputs: 0, reports };
+                assert_eq!(waiting.agreed(stored), Some(frame));
+            }
+            let next = epoch.next();
+            while waiting.covered(next).is_some() {}
+            waiting.commit(now, next, !compared);
+        }
+        // It may have wrapped, or be another connection: its number is behind the one that was last
+        // followed, and yet nobody else has said this.
+        let (now, epoch) = (Instant::ZERO, waiting.epoch());
+        let frame = stamped(far, 2, b"new");
+        assert!(waiting.ours(now, epoch, 0, frame.clone(), true));
+        let reports = waiting.reported();
+        let stored = Stored { inputs: 0, reports };
+        assert_eq!(waiting.agreed(stored), None, "only one guest has said it");
+        waiting.theirs(now, epoch, &frame);
+        assert_eq!(waiting.agreed(stored), Some(frame));
     }
 
     #[test]

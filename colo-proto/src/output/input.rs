@@ -13,6 +13,10 @@ use super::{FRAME_COST, weight};
 pub struct InputLog {
     last: u64,
     acked: u64,
+    /// The newest index that a state which the secondary holds has consumed.
+    cut: u64,
+    /// Frames up to here were not mirrored: the secondary has them only in a state.
+    unmirrored: u64,
     /// Index and weight of mirrored frames since the last cut.
     since_cut: VecDeque<(u64, u32)>,
     bytes: usize,
@@ -36,6 +40,8 @@ impl InputLog {
         Self {
             last: 0,
             acked: 0,
+            cut: 0,
+            unmirrored: 0,
             since_cut: VecDeque::new(),
             bytes: 0,
             most_bytes,
@@ -65,6 +71,9 @@ impl InputLog {
         }
         self.last += 1;
         let first = mirrored && !self.was_mirrored;
+        if first {
+            self.unmirrored = self.last - 1;
+        }
         self.was_mirrored = mirrored;
         Some(Logged {
             index: self.last,
@@ -78,10 +87,17 @@ impl InputLog {
         self.last
     }
 
-    /// The peer stored frames up to here.
+    /// The peer stored every frame up to here, or holds a state that has consumed it.
+    ///
+    /// A frame that came before mirroring began and that the captured state had not consumed is in
+    /// neither, whatever the peer has stored after it.
     #[must_use]
     pub const fn acked(&self) -> u64 {
-        self.acked
+        if self.cut < self.unmirrored || self.acked < self.cut {
+            self.cut
+        } else {
+            self.acked
+        }
     }
 
     /// The peer acknowledges storing frames up to `index`. False if it never got that one.
@@ -96,7 +112,7 @@ impl InputLog {
     /// The peer holds a state that has consumed everything up to `cut`, which is as good as storing
     /// those frames.
     pub fn cut(&mut self, cut: u64) {
-        self.acked = self.acked.max(cut.min(self.last));
+        self.cut = self.cut.max(cut.min(self.last));
         while let Some(&(index, weight)) = self.since_cut.front()
             && index <= cut
         {
@@ -109,7 +125,7 @@ impl InputLog {
     pub fn forget_peer(&mut self) {
         self.since_cut.clear();
         self.bytes = 0;
-        self.acked = 0;
+        (self.acked, self.cut) = (0, 0);
         self.was_mirrored = false;
     }
 
@@ -271,5 +287,21 @@ mod tests {
             3,
             "a state that consumed a frame is as good as the frame"
         );
+    }
+
+    #[test]
+    fn what_came_before_mirroring_is_stored_only_by_a_state_that_consumed_it() {
+        let mut log = InputLog::new(10_000);
+        let push = |log: &mut InputLog, mirrored| log.push(8, mirrored).unwrap().index;
+        // Two frames that the secondary is not sent, the second of which the guest has not read
+        // when it is captured; then one that it is sent and stores.
+        push(&mut log, false);
+        push(&mut log, false);
+        let mirrored = push(&mut log, true);
+        assert!(log.ack(mirrored));
+        log.cut(1);
+        assert_eq!(log.acked(), 1, "frame 2 is on this host only");
+        log.cut(2);
+        assert_eq!(log.acked(), mirrored);
     }
 }

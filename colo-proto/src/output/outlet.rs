@@ -461,7 +461,7 @@ impl Outlet<Serving> {
         while let Some(frame) = self.side.waiting.any() {
             self.release(frame, &mut news);
         }
-        self.side.waiting.commit(self.now, epoch, false);
+        self.side.waiting.open(self.now, epoch);
         news
     }
 

@@ -271,10 +271,18 @@ impl Flows {
         (self.epoch, self.resumed) = (epoch, now);
     }
 
+    /// Output has left unseen: both guests count alike after a commit, from unknown numbers.
+    pub fn lose_track(&mut self) {
+        for place in self.table.by_age().collect::<Vec<_>>() {
+            if let Body::Stream(stream) = &mut self.table[place].body {
+                **stream = Stream::default();
+            }
+        }
+    }
+
     /// The other host knows nothing of connections any more.
     pub fn forget_peer(&mut self) {
-        let places: Vec<Place> = self.table.by_age().collect();
-        for place in places {
+        for place in self.table.by_age().collect::<Vec<_>>() {
             self.table[place].clock = None;
         }
     }
@@ -432,8 +440,7 @@ impl Flows {
 
     /// A flow that there is no room to follow.
     fn refuse(&mut self, key: &FlowKey) {
-        let parted = Parted::by(Difference::Overflow);
-        let divergence = self.explain(*key, 0, parted);
+        let divergence = self.explain(*key, 0, Parted::by(Difference::Overflow));
         self.tell(divergence);
     }
 
@@ -567,7 +574,7 @@ impl Flow {
     /// Whether it can be given up: nothing waits, and both guests count it alike.
     fn is_idle(&self) -> bool {
         !self.spoke
-            || (!self.parted
+            || (self.compares()
                 && self.body.waits_since().is_none()
                 && match &self.body {
                     Body::Stream(stream) => stream.counts_alike(),

@@ -139,6 +139,41 @@ fn a_connection_that_parts_leaves_its_neighbours_alone() {
 }
 
 #[test]
+fn a_flow_that_is_held_is_not_forgotten_and_then_compared_within_an_interval() {
+    let mut pair = Pair::new();
+    pair.flows = Flows::new(
+        Limits {
+            bytes: 8 * FLOW,
+            ..LIMITS
+        },
+        7,
+    );
+    // It parts until it is no longer compared.
+    for epoch in 1.. {
+        pair.flows.commit(pair.now, Epoch(epoch));
+        pair.ours(Sample::PLAIN.udp(b"a"));
+        if pair.flows.held() == pair.flows.len() * FLOW {
+            break;
+        }
+        for _ in 0..16 {
+            pair.theirs(Sample::PLAIN.udp(b"b"));
+        }
+        while pair.flows.parted().is_some() {}
+    }
+    // Now its first datagram of the interval is held. Others need the room.
+    let mut other = Sample::PLAIN;
+    for port in 1..20 {
+        other.ports = [53, port];
+        pair.ours(other.udp(b"x"));
+        pair.theirs(other.udp(b"x"));
+    }
+    while pair.flows.agreed().is_some() {}
+    pair.ours(Sample::PLAIN.udp(b"c"));
+    pair.theirs(Sample::PLAIN.udp(b"c"));
+    assert_eq!(pair.released(), [], "the one before it has not left");
+}
+
+#[test]
 fn ends_resets_and_handshakes_must_be_said_by_both() {
     let mut pair = Pair::new();
     pair.ours(segment(1000, FIN, b"x"));
