@@ -17,6 +17,7 @@ usage: ./ci.sh JOB
   fuzz    every fuzz target for a while                COLO_FUZZ_SECONDS=30
   examples  what colo-proto's examples print
   demo    one VM survives its hosts, in both modes
+  hosts   two emulated hosts, a stock Debian kernel, power failures
   bench   the numbers we promise, beside their alternatives
   all     what CI runs, in its order
 
@@ -32,6 +33,12 @@ setup() {
     command -v cc >/dev/null || missing+=(build-essential)
     command -v c++ >/dev/null || missing+=(g++)
     command -v curl >/dev/null || missing+=(curl)
+    # The emulated hosts.
+    command -v busybox >/dev/null || missing+=(busybox-static)
+    command -v depmod >/dev/null || missing+=(kmod)
+    command -v cpio >/dev/null || missing+=(cpio)
+    command -v lz4 >/dev/null || missing+=(lz4)
+    command -v mkfs.ext4 >/dev/null || missing+=(e2fsprogs)
     if [ ${#missing[@]} -gt 0 ]; then
         [ "$(id -u)" = 0 ] || { echo "setup: as root, install: ${missing[*]}" >&2; exit 1; }
         apt-get update -qq
@@ -74,6 +81,10 @@ demo() {
     ./target/release/colod demo --seconds 3 --mode lockstep
     ./target/release/colod demo --seconds 3 --kill secondary
 }
+hosts() {
+    cargo build --release -p colod
+    tests/hosts/run.sh short
+}
 bench() {
     cargo bench -p colo-proto
     cargo bench -p colo-driver-kvm
@@ -89,12 +100,13 @@ all() {
     examples
     world
     demo
+    hosts
     fuzz
     tests
 }
 
 case "${1:-}" in
-    setup | fmt | lint | doc | examples | world | model | fuzz | demo | bench | all) "$1" ;;
+    setup | fmt | lint | doc | examples | world | model | fuzz | demo | hosts | bench | all) "$1" ;;
     test) tests ;;
     *) usage; [ "${1:-}" = --help ] && exit 0; exit 2 ;;
 esac

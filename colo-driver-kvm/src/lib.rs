@@ -37,6 +37,8 @@ pub mod device;
 #[cfg(feature = "machine")]
 pub mod dirty;
 #[cfg(feature = "machine")]
+mod generation;
+#[cfg(feature = "machine")]
 pub mod memory;
 #[cfg(feature = "machine")]
 pub mod snapshot;

@@ -183,7 +183,9 @@ impl Vm {
                 source,
             },
             LoadStateError::Failed(error) => SnapshotError::Apply(error),
-        })
+        })?;
+        // The guest was here before.
+        Ok(self.next_generation()?)
     }
 }
 

@@ -131,6 +131,12 @@ fn as_fd(fd: &impl AsRawFd) -> RawFd {
     fd.as_raw_fd()
 }
 
+/// The host's wall clock in ns since 1970; 0 if it is set to before.
+pub(crate) fn realtime() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(0))
+}
+
 /// The host's time-stamp counter.
 pub(crate) fn host_tsc() -> u64 {
     // SAFETY: every x86-64 processor has it, and Linux lets user space read it.

@@ -7,23 +7,26 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use colo_proto::id::Slot;
 use colo_proto::ram::PageSet;
 use kvm_bindings::{
     KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::boot::acpi::Platform;
 use crate::caps::{self, Host, HostError};
 use crate::cpuid::{self, Cpu, CpuError, CpuModel};
-use crate::device::{Bus, BusDevice, BusError, Device, Irq};
+use crate::device::pci::HOST_BRIDGE;
+use crate::device::{Bus, BusDevice, BusError, Device, Irq, Power, PowerLine, Rtc};
 use crate::dirty::{Dirty, DirtyMode};
 use crate::memory::layout::{self, Layout, LayoutError};
 use crate::memory::{Backing, Memory, MemoryError, PageStore};
 use crate::state::StateError;
-use crate::state::registry::{ApplyError, Registry, SaveError, Shape};
+use crate::state::registry::{ApplyError, ClockPolicy, Registry, SaveError, Shape};
 use crate::vcpu::state::MsrBuffer;
 use crate::vcpu::{VcpuEvent, Vcpus};
 
@@ -36,6 +39,10 @@ pub use attach::Transport;
 /// Most vCPUs of a guest.
 pub const MOST_VCPUS: usize = 8;
 
+/// The guest's watchdogs do not notice a pause as short as that, and need no excuse: one in every checkpoint would
+/// take them off duty.
+const UNNOTICED: Duration = Duration::from_secs(1);
+
 /// What a VM is made of.
 #[derive(Debug, Clone)]
 pub struct VmConfig {
@@ -47,6 +54,8 @@ pub struct VmConfig {
     pub cpu: CpuModel,
     /// How writes are logged.
     pub dirty: DirtyMode,
+    /// What the guest's clocks do between a checkpoint and the moment in which it goes on from there.
+    pub clock: ClockPolicy,
 }
 
 impl Default for VmConfig {
@@ -56,6 +65,7 @@ impl Default for VmConfig {
             vcpus: 1,
             cpu: CpuModel::default(),
             dirty: DirtyMode::default(),
+            clock: ClockPolicy::default(),
         }
     }
 }
@@ -161,6 +171,11 @@ pub struct Vm {
     cpu: Cpu,
     windows: Vec<MmioWindow>,
     pci: Option<Pci>,
+    power: Arc<Mutex<Power>>,
+    power_line: PowerLine,
+    /// When it was paused.
+    stopped: Option<Instant>,
+    rtc: Arc<Mutex<Rtc>>,
     /// The devices are quiesced.
     quiet: bool,
 }
@@ -214,27 +229,27 @@ impl Vm {
         set_slots(&vm, &memory, false)?;
 
         let count = u8::try_from(config.vcpus).unwrap_or(u8::MAX);
-        let mut fds = Vec::new();
+        let mut fds: Vec<VcpuFd> = Vec::new();
         let mut msrs = Vec::new();
         let listed = kvm
             .get_msr_index_list()
             .map_err(kvm_call("KVM_GET_MSR_INDEX_LIST"))?;
+        let mut tsc_khz = 0;
         for id in 0..count {
             let fd = vm
                 .create_vcpu(id.into())
                 .map_err(kvm_call("KVM_CREATE_VCPU"))?;
             caps::need_tsc_offset(&fd)?;
-            fd.set_cpuid2(&cpu.for_vcpu(id, count)?)
+            if id == 0 {
+                tsc_khz = fd.get_tsc_khz().unwrap_or(0);
+            }
+            fd.set_cpuid2(&cpu.for_vcpu(id, count, tsc_khz)?)
                 .map_err(kvm_call("KVM_SET_CPUID2"))?;
             crate::sys::one_machine_check_bank(&fd).map_err(system("KVM_X86_SETUP_MCE"))?;
             let kept = MsrBuffer::new(listed.as_slice(), &fd);
             msrs.push(kept.map_err(system("list MSRs"))?);
             fds.push(fd);
         }
-        let tsc_khz = fds
-            .first()
-            .and_then(|fd| fd.get_tsc_khz().ok())
-            .unwrap_or(0);
         let dirty =
             Dirty::new(config.dirty, &vm, &memory, fds.iter()).map_err(system("dirty log"))?;
         let vcpus = Vcpus::new(fds, vm.run_size(), dirty.rings()).map_err(system("vCPU set-up"))?;
@@ -244,8 +259,14 @@ impl Vm {
             tsc_khz,
             slots: memory.shape(),
         };
-        Ok(Self {
-            registry: Registry::new(shape, msrs),
+        let mut registry = Registry::new(shape, msrs, config.clock);
+        registry.remember_power_on(&vm, &vcpus)?;
+        let owner = vcpus.event_fd().try_clone();
+        let line = Irq::new().map_err(system("interrupt line"))?;
+        let power = Power::new(line.clone(), owner.map_err(system("eventfd"))?);
+        let power_line = power.line().clone();
+        let mut machine = Self {
+            registry,
             vcpus,
             dirty,
             memory,
@@ -256,8 +277,46 @@ impl Vm {
             layout,
             cpu,
             windows: Vec::new(),
+            power: Arc::new(Mutex::new(power)),
+            power_line,
+            stopped: None,
+            rtc: Arc::new(Mutex::new(Rtc::new())),
             quiet: true,
-        })
+        };
+        machine.on_board(&line)?;
+        Ok(machine)
+    }
+
+    /// What every machine has, and its tables speak of: the power block and the clock.
+    fn on_board(&mut self, line: &Irq) -> Result<(), VmError> {
+        let power = Arc::clone(&self.power);
+        self.attach(Arc::clone(&power))?;
+        self.map_ports(Power::BASE, Power::LEN, power)?;
+        self.route_irq(line, Power::LINE)?;
+        let rtc = Arc::clone(&self.rtc);
+        self.attach(Arc::clone(&rtc))?;
+        self.map_ports(Rtc::BASE, Rtc::LEN, rtc)
+    }
+
+    /// The power block: its button, and what the guest asks of its switch.
+    #[must_use]
+    pub fn power(&self) -> &Arc<Mutex<Power>> {
+        &self.power
+    }
+
+    /// The clock with its battery-backed memory.
+    #[must_use]
+    pub fn rtc(&self) -> &Arc<Mutex<Rtc>> {
+        &self.rtc
+    }
+
+    /// What the guest's tables speak of.
+    pub(crate) fn platform(&self) -> Platform<'_> {
+        Platform {
+            vcpus: self.shape().vcpus,
+            windows: &self.windows,
+            bridge: self.has_pci().then_some(&HOST_BRIDGE),
+        }
     }
 
     /// Guest memory: share it with devices, and with whoever sends and receives pages.
@@ -422,6 +481,9 @@ impl Vm {
 
     /// Stops the vCPUs, then the devices. When it returns nothing touches guest memory.
     pub fn pause(&mut self) {
+        if self.vcpus.running() {
+            self.stopped = Some(Instant::now());
+        }
         self.vcpus.pause();
         self.quiesce();
     }
@@ -434,13 +496,35 @@ impl Vm {
     pub fn resume(&mut self) -> Result<(), VmError> {
         if !self.vcpus.spawned() {
             self.vcpus
-                .spawn(&self.ports, &self.mmio)
+                .spawn(&self.ports, &self.mmio, &self.power_line)
                 .map_err(system("start vCPU threads"))?;
         }
+        self.registry.thaw(&self.vm, &self.vcpus)?;
         if std::mem::take(&mut self.quiet) {
             self.registry.resume();
         }
+        if self
+            .stopped
+            .take()
+            .is_some_and(|at| at.elapsed() > UNNOTICED)
+        {
+            self.vcpus.excuse();
+        }
         self.vcpus.resume();
+        Ok(())
+    }
+
+    /// As after power-on: vCPUs, interrupt controllers and devices, with the machine paused and its disks and memory
+    /// as they are. The real-time clock and the network go on. [Boot](Self::boot) a guest before the next resume.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused: the machine must not run.
+    pub fn reset(&mut self) -> Result<(), ApplyError> {
+        self.pause();
+        self.registry.reset(&self.vm, &self.vcpus)?;
+        // They were about the guest that was here before.
+        drop(self.vcpus.take_events());
         Ok(())
     }
 
@@ -548,7 +632,7 @@ impl Vm {
     pub fn load_state(&mut self, state: &[u8]) -> Result<(), LoadStateError> {
         self.pause();
         let checked = self.registry.check(state)?;
-        self.registry.apply(&self.vm, &self.vcpus, &checked)?;
+        self.registry.apply(&self.vm, &self.vcpus, checked)?;
         // They were about the guest that was here before.
         drop(self.vcpus.take_events());
         Ok(())

@@ -6,15 +6,19 @@
 //! | PVH | ELF note 18 | 32-bit protected mode, `ebx` → start info |
 //! | bzImage | `HdrS` at 0x202 | 32-bit protected mode, `esi` → boot parameters |
 //!
-//! All find their command line, initial ramdisk, memory map and, for other processors, an MP table.
-//! Devices are announced on the command line as Linux wants it: `virtio_mmio.device=4K@0xd0000000:5`.
+//! All find their command line, initial ramdisk, memory map, ACPI tables and, for small kernels without ACPI, an MP
+//! table. virtio-mmio devices are in the tables; kernels of the first two kinds find them on the command line too,
+//! as Linux built for that wants it: `virtio_mmio.device=4K@0xd0000000:5`. A bzImage is a distribution's, whose
+//! kernel would only complain.
 //!
 //! | file | holds |
 //! |---|---|
 //! | `loader.rs` | which kind, and its pieces into memory |
 //! | `params.rs` | what each kind wants to be told |
 //! | `tables.rs` | GDT and MP table, entry registers |
+//! | `acpi/` | ACPI tables |
 
+pub(crate) mod acpi;
 mod loader;
 mod params;
 mod tables;
@@ -121,6 +125,9 @@ pub enum BootError {
     /// Not text.
     #[error("the command line has a NUL in it: remove it")]
     CmdlineNul,
+    /// No entropy for the generation id.
+    #[error("reading entropy for the VM's generation id: {0}")]
+    Entropy(#[source] std::io::Error),
     /// Writing guest memory failed.
     #[error("writing guest memory: {0}")]
     Memory(#[from] GuestMemoryError),
@@ -150,7 +157,11 @@ impl Vm {
         let ram = self.memory().ram();
         let layout = self.layout();
         let loaded = loader::load(ram, layout, boot.kernel)?;
-        let cmdline = cmdline(boot.cmdline, self.windows(), loaded.most_cmdline())?;
+        let announced = match loaded.kind() {
+            KernelKind::BzImage => &[],
+            KernelKind::Multiboot | KernelKind::Pvh => self.windows(),
+        };
+        let cmdline = cmdline(boot.cmdline, announced, loaded.most_cmdline())?;
         let initrd = boot
             .initrd
             .map(|bytes| loader::initrd(ram, layout, bytes, &loaded))
@@ -160,10 +171,12 @@ impl Vm {
             layout,
             cmdline: &cmdline,
             initrd,
+            rsdp: acpi::write(ram, &self.platform())?,
         };
         let registers = params::tell(ram, &loaded, &info)?;
         tables::gdt(ram)?;
         tables::mp(ram, self.shape().vcpus)?;
+        self.first_generation()?;
         self.enter_at(registers)?;
         Ok(loaded.kind())
     }

@@ -27,6 +27,8 @@ pub(super) struct Info<'a> {
     pub(super) layout: &'a Layout,
     pub(super) cmdline: &'a str,
     pub(super) initrd: Option<(u64, u64)>,
+    /// Where the ACPI tables begin.
+    pub(super) rsdp: u64,
 }
 
 /// A stretch of the memory map.
@@ -151,8 +153,8 @@ fn pvh(ram: &GuestRam, info: &Info<'_>) -> Result<(), BootError> {
         start.extend_from_slice(&word.to_le_bytes());
     }
     let list = info.initrd.map_or(0, |_| MODULES);
-    // Modules, command line, no RSDP, memory map.
-    for address in [list, CMDLINE, 0, MAP, ranges.len() as u64] {
+    // Modules, command line, RSDP, memory map.
+    for address in [list, CMDLINE, info.rsdp, MAP, ranges.len() as u64] {
         start.extend_from_slice(&address.to_le_bytes());
     }
     ram.write_slice(&start, GuestAddress(INFO))?;
@@ -160,6 +162,7 @@ fn pvh(ram: &GuestRam, info: &Info<'_>) -> Result<(), BootError> {
 }
 
 fn linux(params: &mut boot_params, info: &Info<'_>) {
+    params.acpi_rsdp_addr = info.rsdp;
     // Loader of no registered kind.
     params.hdr.type_of_loader = 0xff;
     params.hdr.cmd_line_ptr = low(CMDLINE);
@@ -207,6 +210,7 @@ mod tests {
             layout: &layout,
             cmdline: "a=1",
             initrd: Some((0x30_0000, 5)),
+            rsdp: 0xe_0000,
         };
         cmdline(&ram, info.cmdline).unwrap();
         multiboot(&ram, &info).unwrap();

@@ -98,6 +98,7 @@ pub(super) fn mp(ram: &GuestRam, vcpus: usize) -> Result<(), BootError> {
     const IOAPIC_VERSION: u8 = 0x11;
     const FEATURES: u32 = 0x0201; // APIC, FPU
     const PINS: u8 = 24;
+    const CASCADE: u8 = 2;
 
     let vcpus = u8::try_from(vcpus).unwrap_or(u8::MAX);
     let ioapic_id = vcpus;
@@ -120,13 +121,11 @@ pub(super) fn mp(ram: &GuestRam, vcpus: usize) -> Result<(), BootError> {
     entries.extend_from_slice(&ioapic.to_le_bytes());
     count += 2;
     for pin in 0..PINS {
-        // The PIT's line 0 is wired to pin 2, which the cascade leaves free.
-        let source = match pin {
-            0 => continue,
-            2 => 0,
-            other => other,
-        };
-        entries.extend_from_slice(&[3, 0, 0, 0, 0, source, ioapic_id, pin]);
+        // KVM wires every line to the pin of its number, the PIT's too. Nothing is at the cascade's.
+        if pin == CASCADE {
+            continue;
+        }
+        entries.extend_from_slice(&[3, 0, 0, 0, 0, pin, ioapic_id, pin]);
         count += 1;
     }
     // The PIC's output, and NMI, at the LAPICs.
@@ -185,5 +184,10 @@ mod tests {
         assert_eq!(sum(&table[..len]), 0);
         let entries = u16::from_le_bytes([table[34], table[35]]);
         assert_eq!(entries, 8 + 2 + 23 + 2);
+        // The PIT: line 0 of bus 0 at pin 0 of the I/O APIC, as KVM routes it.
+        let ioapic = 8;
+        let has = |entry: &[u8]| table[..len].windows(8).any(|at| at == entry);
+        assert!(has(&[3, 0, 0, 0, 0, 0, ioapic, 0]));
+        assert!(!has(&[3, 0, 0, 0, 0, 0, ioapic, 2]));
     }
 }

@@ -13,6 +13,7 @@
 //! | `irq.rs` | [`Irq`]: an interrupt line as an eventfd that can be held during a load |
 //! | `sink.rs` | [`Sink`]: where a console's output goes |
 //! | `pci/` | the PCI host bridge |
+//! | `power.rs`, `rtc.rs` | power switch and button, the clock |
 //! | `serial/`, `i8042/` | the legacy devices every boot path expects |
 //! | `virtio/` | the virtio-mmio transport, and net, block, rng, console behind it |
 //! | `fuzzing.rs` | the body of the `virtio_mmio` fuzz target; the property tests run it too |
@@ -28,6 +29,8 @@ mod i8042;
 mod irq;
 pub mod pci;
 mod persist;
+mod power;
+mod rtc;
 mod serial;
 mod sink;
 #[cfg(test)]
@@ -38,5 +41,7 @@ pub use bus::{Bus, BusDevice, BusError};
 pub use i8042::{I8042, ResetLine};
 pub use irq::Irq;
 pub use persist::{Device, LoadError, Persist};
+pub use power::{Power, PowerLine, PowerRequest};
+pub use rtc::Rtc;
 pub use serial::{Serial, SerialMetrics};
 pub use sink::Sink;

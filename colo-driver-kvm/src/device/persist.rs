@@ -4,6 +4,7 @@
 //!            ┌───────────────── checkpoint ─────────────────┐
 //!   run ──▶ quiesce ──▶ save ──▶ resume ──▶ run              the primary
 //!   run ──▶ quiesce ──▶ (RAM committed) ──▶ load ──▶ resume  the secondary, or a restore from a file
+//!   run ──▶ quiesce ──▶ reset ──▶ (guest booted) ──▶ resume  a machine that starts anew
 //! ```
 
 use super::BusDevice;
@@ -46,6 +47,15 @@ pub trait Persist: Send {
     ///
     /// [`LoadError`] for a newer version, damage, or another machine's shape; the device is untouched then.
     fn load(&mut self, version: u16, bytes: &[u8]) -> Result<(), LoadError>;
+    /// As after power-on: what the guest programmed is forgotten. What is the host's stays (counters, the link,
+    /// how many inputs were consumed). Called while quiesced; nothing is raised. `power_on` is what the device
+    /// saved before the guest first ran.
+    fn reset(&mut self, power_on: &[u8]) {
+        let version = self.version();
+        if let Err(error) = self.load(version, power_on) {
+            tracing::error!(%error, "a device refuses its own state from power-on");
+        }
+    }
     /// Runs again.
     fn resume(&mut self);
 }

@@ -22,6 +22,8 @@ pub const MMIO_STRIDE: u64 = 0x1000;
 pub const LAPIC_BASE: u64 = 0xfee0_0000;
 /// The I/O APIC.
 pub const IOAPIC_BASE: u64 = 0xfec0_0000;
+/// Where the VM generation id is: 16 bytes in the BIOS area, behind the ACPI tables.
+pub const GENERATION_ID: u64 = 0xe_f000;
 /// Three pages KVM needs on Intel to run real-mode code, with one page for an identity map below.
 pub(crate) const TSS_BASE: u64 = 0xfffb_d000;
 /// Slot of RAM below the hole.
@@ -34,10 +36,8 @@ pub const FIRST_STORE: u16 = 16;
 pub const LEAST: u64 = 2 << 20;
 
 /// Lines for virtio-mmio devices, in the order they are handed out: none that the PIT, the
-/// keyboard, the cascade, the serial ports or the clock sit on.
-const LINES: [u32; 17] = [
-    5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22,
-];
+/// keyboard, the cascade, the serial ports, the clock or the power block sit on.
+const LINES: [u32; 16] = [5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22];
 
 /// Most virtio-mmio devices.
 pub const MOST_MMIO: usize = LINES.len();
@@ -193,7 +193,7 @@ mod tests {
         assert!(mmio_window(MOST_MMIO - 1).unwrap().0 + MMIO_STRIDE < IOAPIC_BASE);
         lines.dedup();
         assert_eq!(lines.len(), MOST_MMIO);
-        for taken in [0, 1, 2, 3, 4, 8] {
+        for taken in [0, 1, 2, 3, 4, 8, 9] {
             assert!(!lines.contains(&taken));
         }
     }

@@ -11,7 +11,7 @@
 
 pub(crate) mod registry;
 
-pub use registry::{ApplyError, SaveError, Shape};
+pub use registry::{ApplyError, ClockPolicy, SaveError, Shape};
 
 use crate::device::LoadError;
 

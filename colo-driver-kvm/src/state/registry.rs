@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use colo_proto::id::Slot;
 use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
-    kvm_pit_state2,
+    KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
+    kvm_clock_data, kvm_irqchip, kvm_pit_state2,
 };
 use kvm_ioctls::VmFd;
 use zerocopy::IntoBytes;
@@ -31,6 +31,21 @@ const PIT: &str = "pit";
 const IRQCHIP: &str = "irqchip";
 /// Version of the sections above.
 const VERSION: u16 = 1;
+/// Version of the time: 2 has the wall clock.
+const TIME_VERSION: u16 = 2;
+/// A way between two hosts that took longer, or less than nothing, is a difference between their wall clocks.
+const FARTHEST: u64 = 2_000_000_000;
+
+/// What a guest's clocks do while it is nowhere: between the capture of a checkpoint and the moment in which it goes on
+/// from there, after a takeover.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ClockPolicy {
+    /// Wall and monotonic clock go on by the time that was lost: the wall clock stays right.
+    #[default]
+    Step,
+    /// They go on where they stood: no timer sees a jump, and the wall clock is behind.
+    GoOn,
+}
 /// Largest difference between two hosts' TSC rates, in parts per million, that a guest does not
 /// notice: crystals differ by about this much.
 const TSC_PPM: u64 = 250;
@@ -71,11 +86,30 @@ pub(crate) struct Registry {
     vcpu_names: Vec<String>,
     msrs: Vec<MsrBuffer>,
     devices: Vec<Attached>,
+    power_on: Option<PowerOn>,
+    clock: ClockPolicy,
+    /// What the clocks showed in the state that was loaded last, if they are to go on from there at the resume.
+    frozen: Option<Frozen>,
+}
+
+struct Frozen {
+    clock: u64,
+    tsc: Vec<u64>,
+    vcpus: Vec<Decoded>,
+}
+
+/// What is not devices, before anything ran.
+struct PowerOn {
+    vcpus: Vec<Decoded>,
+    pit: kvm_pit_state2,
+    irqchips: [kvm_irqchip; 3],
 }
 
 struct Attached {
     name: String,
     device: Arc<Mutex<dyn Device>>,
+    /// What it saved before the guest first ran.
+    power_on: Option<Vec<u8>>,
 }
 
 impl std::fmt::Debug for Registry {
@@ -88,6 +122,8 @@ impl std::fmt::Debug for Registry {
 /// A state that has been checked and can be applied.
 pub(crate) struct Checked<'a> {
     clock: u64,
+    /// The wall clock at that moment, in ns; 0 if it is not known.
+    realtime: u64,
     tsc: Vec<u64>,
     pit: kvm_pit_state2,
     irqchips: [kvm_irqchip; 3],
@@ -109,12 +145,15 @@ fn vm_call(call: &'static str) -> impl Fn(kvm_ioctls::Error) -> SaveError {
 }
 
 impl Registry {
-    pub(crate) fn new(shape: Shape, msrs: Vec<MsrBuffer>) -> Self {
+    pub(crate) fn new(shape: Shape, msrs: Vec<MsrBuffer>, clock: ClockPolicy) -> Self {
         Self {
             vcpu_names: (0..shape.vcpus).map(|id| format!("vcpu{id}")).collect(),
             shape,
             msrs,
             devices: Vec::new(),
+            power_on: None,
+            clock,
+            frozen: None,
         }
     }
 
@@ -124,6 +163,39 @@ impl Registry {
         first
             .map(|msrs| msrs.indices().collect())
             .unwrap_or_default()
+    }
+
+    /// Keeps the state of a machine that is fresh from KVM, for [`reset`](Self::reset).
+    pub(crate) fn remember_power_on(&mut self, vm: &VmFd, vcpus: &Vcpus) -> Result<(), SaveError> {
+        let mut state = Vec::new();
+        self.save(vm, vcpus, &mut state)?;
+        let damaged = |error: StateError| SaveError::Vm {
+            call: "read back the power-on state",
+            source: io::Error::other(error),
+        };
+        let checked = self.check(&state).map_err(damaged)?;
+        self.power_on = Some(PowerOn {
+            vcpus: checked.vcpus,
+            pit: checked.pit,
+            irqchips: checked.irqchips,
+        });
+        Ok(())
+    }
+
+    /// Makes a stopped, quiet machine what it was at power-on. The TSC begins at 0 again, kvmclock goes on: it is
+    /// the host's, and a guest sets it up anew.
+    pub(crate) fn reset(&mut self, vm: &VmFd, vcpus: &Vcpus) -> Result<(), SaveError> {
+        let Some(state) = &self.power_on else {
+            return Ok(());
+        };
+        self.frozen = None;
+        let tsc = vec![0; state.vcpus.len()];
+        apply_machine(vm, vcpus, &state.vcpus, &tsc, &state.irqchips, &state.pit)?;
+        for attached in &self.devices {
+            let power_on = attached.power_on.as_deref().unwrap_or_default();
+            lock(&attached.device).reset(power_on);
+        }
+        Ok(())
     }
 
     pub(crate) fn shape(&self) -> &Shape {
@@ -147,7 +219,11 @@ impl Registry {
             return Err(name);
         }
         lock(&device).quiesce();
-        self.devices.push(Attached { name, device });
+        self.devices.push(Attached {
+            name,
+            device,
+            power_on: None,
+        });
         Ok(())
     }
 
@@ -157,7 +233,19 @@ impl Registry {
         }
     }
 
-    pub(crate) fn resume(&self) {
+    fn remember_devices(&mut self) {
+        for attached in &mut self.devices {
+            let device = &attached.device;
+            attached.power_on.get_or_insert_with(|| {
+                let mut section = Vec::new();
+                lock(device).save(&mut section);
+                section
+            });
+        }
+    }
+
+    pub(crate) fn resume(&mut self) {
+        self.remember_devices();
         for attached in &self.devices {
             lock(&attached.device).resume();
         }
@@ -175,7 +263,7 @@ impl Registry {
             self.shape.encode(out);
             Ok::<(), SaveError>(())
         })?;
-        writer.section(TIME, VERSION, |out| save_time(vm, vcpus, out))?;
+        writer.section(TIME, TIME_VERSION, |out| save_time(vm, vcpus, out))?;
         writer.section(PIT, VERSION, |out| {
             let mut pit = vm.get_pit2().map_err(vm_call("KVM_GET_PIT2"))?;
             for channel in &mut pit.channels {
@@ -244,8 +332,12 @@ impl Registry {
         };
         self.shape.check(find_ours(MACHINE, VERSION)?)?;
 
-        let mut pieces = Pieces::new(TIME, find_ours(TIME, VERSION)?);
+        let mut pieces = Pieces::new(TIME, find_ours(TIME, TIME_VERSION)?);
         let clock = pieces.take("clock")?;
+        let realtime = match find(TIME)?.version {
+            1 => 0,
+            _ => pieces.take("wall clock")?,
+        };
         let tsc = (0..self.shape.vcpus)
             .map(|_| pieces.take("TSC"))
             .collect::<Result<_, _>>()?;
@@ -300,6 +392,7 @@ impl Registry {
         }
         Ok(Checked {
             clock,
+            realtime,
             tsc,
             pit,
             irqchips,
@@ -310,32 +403,94 @@ impl Registry {
 
     /// Makes a stopped, quiet machine what a checked state says.
     pub(crate) fn apply(
-        &self,
+        &mut self,
         vm: &VmFd,
         vcpus: &Vcpus,
-        state: &Checked<'_>,
+        state: Checked<'_>,
     ) -> Result<(), ApplyError> {
-        // One reading for all vCPUs: their TSCs keep their distance.
-        let host_tsc = sys::host_tsc();
-        for (id, (decoded, tsc)) in state.vcpus.iter().zip(&state.tsc).enumerate() {
-            if let Some(fd) = vcpus.fd(id) {
-                vcpu_state::load(id, &fd, decoded, *tsc, host_tsc).map_err(SaveError::from)?;
-            }
-        }
-        for chip in &state.irqchips {
-            vm.set_irqchip(chip).map_err(vm_call("KVM_SET_IRQCHIP"))?;
-        }
-        vm.set_pit2(&state.pit).map_err(vm_call("KVM_SET_PIT2"))?;
-        let clock = kvm_clock_data {
-            clock: state.clock,
-            ..Default::default()
+        let Checked {
+            clock,
+            realtime,
+            mut tsc,
+            pit,
+            irqchips,
+            vcpus: decoded,
+            devices,
+        } = state;
+        // KVM's clocks run from here on, whether the guest does or not.
+        let away = match self.clock {
+            ClockPolicy::Step => away(realtime, sys::realtime()),
+            ClockPolicy::GoOn => 0,
         };
-        vm.set_clock(&clock).map_err(vm_call("KVM_SET_CLOCK"))?;
-        for (attached, section) in self.devices.iter().zip(&state.devices) {
+        let ticks = u128::from(away) * u128::from(self.shape.tsc_khz) / 1_000_000;
+        for tsc in &mut tsc {
+            *tsc = tsc.wrapping_add(u64::try_from(ticks).unwrap_or(0));
+        }
+        self.remember_devices();
+        apply_machine(vm, vcpus, &decoded, &tsc, &irqchips, &pit)?;
+        set_clock(vm, clock.saturating_add(away))?;
+        self.frozen = (self.clock == ClockPolicy::GoOn).then_some(Frozen {
+            clock,
+            tsc,
+            vcpus: decoded,
+        });
+        for (attached, section) in self.devices.iter().zip(&devices) {
             lock(&attached.device).load(section.version, section.bytes)?;
         }
         Ok(())
     }
+
+    /// Before vCPUs run: lets clocks that were to stand still since the load go on from what they showed.
+    pub(crate) fn thaw(&mut self, vm: &VmFd, vcpus: &Vcpus) -> Result<(), SaveError> {
+        let Some(frozen) = self.frozen.take() else {
+            return Ok(());
+        };
+        let host_tsc = sys::host_tsc();
+        for (id, (decoded, tsc)) in frozen.vcpus.iter().zip(&frozen.tsc).enumerate() {
+            if let Some(fd) = vcpus.fd(id) {
+                vcpu_state::set_time(id, &fd, decoded, *tsc, host_tsc)?;
+            }
+        }
+        set_clock(vm, frozen.clock)
+    }
+}
+
+/// How long a state was on its way, in ns, by the wall clocks of both hosts.
+fn away(then: u64, now: u64) -> u64 {
+    match now.checked_sub(then) {
+        Some(away) if then != 0 && away <= FARTHEST => away,
+        // A snapshot, or hosts whose clocks disagree.
+        _ => 0,
+    }
+}
+
+fn set_clock(vm: &VmFd, clock: u64) -> Result<(), SaveError> {
+    let clock = kvm_clock_data {
+        clock,
+        ..Default::default()
+    };
+    vm.set_clock(&clock).map_err(vm_call("KVM_SET_CLOCK"))
+}
+
+fn apply_machine(
+    vm: &VmFd,
+    vcpus: &Vcpus,
+    decoded: &[Decoded],
+    tsc: &[u64],
+    irqchips: &[kvm_irqchip; 3],
+    pit: &kvm_pit_state2,
+) -> Result<(), SaveError> {
+    // One reading for all vCPUs: their TSCs keep their distance.
+    let host_tsc = sys::host_tsc();
+    for (id, (decoded, tsc)) in decoded.iter().zip(tsc).enumerate() {
+        if let Some(fd) = vcpus.fd(id) {
+            vcpu_state::load(id, &fd, decoded, *tsc, host_tsc)?;
+        }
+    }
+    for chip in irqchips {
+        vm.set_irqchip(chip).map_err(vm_call("KVM_SET_IRQCHIP"))?;
+    }
+    vm.set_pit2(pit).map_err(vm_call("KVM_SET_PIT2"))
 }
 
 /// A checked state was refused on the way in: the machine is neither old nor new.
@@ -354,6 +509,13 @@ fn save_time(vm: &VmFd, vcpus: &Vcpus, out: &mut Vec<u8>) -> Result<(), SaveErro
     let host_tsc = sys::host_tsc();
     let clock = vm.get_clock().map_err(vm_call("KVM_GET_CLOCK"))?;
     out.extend_from_slice(&clock.clock.to_le_bytes());
+    // KVM tells both clocks at one moment from Linux 5.16 on.
+    let realtime = if clock.flags & KVM_CLOCK_REALTIME == 0 {
+        sys::realtime()
+    } else {
+        clock.realtime
+    };
+    out.extend_from_slice(&realtime.to_le_bytes());
     for id in 0..vcpus.len() {
         if let Some(fd) = vcpus.fd(id) {
             let offset = sys::tsc_offset(&*fd).map_err(|source| SaveError::Vm {
@@ -416,5 +578,26 @@ impl Shape {
             same("slot's pages", pieces.take("slot's pages")?, *pages)?;
         }
         pieces.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_way_that_no_checkpoint_takes_is_a_difference_between_clocks() {
+        assert_eq!(away(1_000, 22_000_000), 21_999_000);
+        assert_eq!(
+            away(22_000_000, 1_000),
+            0,
+            "the other host's clock is ahead"
+        );
+        assert_eq!(
+            away(1_000, 3_600_000_000_000),
+            0,
+            "a snapshot of an hour ago"
+        );
+        assert_eq!(away(0, 1_000), 0, "a state without it");
     }
 }

@@ -36,7 +36,7 @@ use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::capture::Rings;
-use crate::device::Bus;
+use crate::device::{Bus, PowerLine};
 use crate::sys::{self, RunPage};
 pub use state::VcpuStateError;
 use thread::{Command, Rendezvous, VcpuThread};
@@ -148,7 +148,12 @@ impl Vcpus {
     }
 
     /// Starts the threads, parked.
-    pub(crate) fn spawn(&mut self, ports: &Arc<Bus>, mmio: &Arc<Bus>) -> io::Result<()> {
+    pub(crate) fn spawn(
+        &mut self,
+        ports: &Arc<Bus>,
+        mmio: &Arc<Bus>,
+        power: &PowerLine,
+    ) -> io::Result<()> {
         // Only where that leaves a processor to the owner, which they wait for.
         let watch = if leave_a_processor(self.vcpus.len()) {
             LOOK_OUT
@@ -162,6 +167,7 @@ impl Vcpus {
                 shared: self.shared.clone(),
                 ports: ports.clone(),
                 mmio: mmio.clone(),
+                power: power.clone(),
                 watch,
             };
             let handle = std::thread::Builder::new()
@@ -197,6 +203,16 @@ impl Vcpus {
             .rendezvous
             .await_parked(self.threads.len(), self.watch);
         self.running = false;
+    }
+
+    /// Tells a guest with kvmclock that it stood still, so that its watchdogs do not bark. Call while paused.
+    pub(crate) fn excuse(&self) {
+        for id in 0..self.len() {
+            if let Some(fd) = self.fd(id) {
+                // A guest without kvmclock says EINVAL.
+                let _without = fd.kvmclock_ctrl();
+            }
+        }
     }
 
     /// Lets all vCPUs run. When it returns each is about to enter the guest.

@@ -128,7 +128,7 @@ impl MsrBuffer {
 }
 
 /// What is asked for, of what KVM lists and of what it does not.
-fn candidates(listed: &[u32]) -> Vec<u32> {
+pub(crate) fn candidates(listed: &[u32]) -> Vec<u32> {
     let elsewhere = |index: u32| ELSEWHERE.iter().any(|&(a, b)| (a..=b).contains(&index));
     let mut all: Vec<u32> = listed
         .iter()
@@ -329,16 +329,7 @@ pub(crate) fn load(
     fd.set_debug_regs(&state.debug)
         .map_err(at("set debug registers"))?;
     fd.set_lapic(&state.lapic).map_err(at("set LAPIC"))?;
-    sys::set_tsc_offset(fd, tsc.wrapping_sub(host_tsc)).map_err(|source| VcpuStateError {
-        vcpu: id,
-        call: "set TSC offset",
-        source,
-    })?;
-    load_msrs(fd, &state.msrs).map_err(|source| VcpuStateError {
-        vcpu: id,
-        call: "set MSRs",
-        source,
-    })?;
+    set_time(id, fd, state, tsc, host_tsc)?;
     fd.set_regs(&state.regs).map_err(at("set registers"))?;
     fd.set_vcpu_events(&state.events)
         .map_err(at("set events"))?;
@@ -363,6 +354,24 @@ fn load_msrs(fd: &VcpuFd, wanted: &Msrs) -> io::Result<()> {
             refused.index
         ))),
     }
+}
+
+/// Steps 7 and 8 of a load, which may be done again with another TSC before the vCPU runs.
+pub(crate) fn set_time(
+    id: usize,
+    fd: &VcpuFd,
+    state: &Decoded,
+    tsc: u64,
+    host_tsc: u64,
+) -> Result<(), VcpuStateError> {
+    let failed = |call, source| VcpuStateError {
+        vcpu: id,
+        call,
+        source,
+    };
+    sys::set_tsc_offset(fd, tsc.wrapping_sub(host_tsc))
+        .map_err(|source| failed("set TSC offset", source))?;
+    load_msrs(fd, &state.msrs).map_err(|source| failed("set MSRs", source))
 }
 
 #[cfg(test)]

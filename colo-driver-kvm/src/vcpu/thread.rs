@@ -8,7 +8,7 @@ use kvm_ioctls::VcpuFd;
 
 use super::exits::{self, After};
 use super::{Shared, Vcpu, VcpuEvent};
-use crate::device::Bus;
+use crate::device::{Bus, PowerLine, PowerRequest};
 use crate::sys;
 
 /// What the owner wants of every vCPU.
@@ -136,6 +136,8 @@ pub(super) struct VcpuThread {
     pub(super) shared: Arc<Shared>,
     pub(super) ports: Arc<Bus>,
     pub(super) mmio: Arc<Bus>,
+    /// Where a triple fault is told: it is state, and may be found by the other host.
+    pub(super) power: PowerLine,
     /// How long it looks out for the resume before it sleeps.
     pub(super) watch: Duration,
 }
@@ -153,6 +155,9 @@ impl VcpuThread {
             drop(fd);
             if let Some(event) = fatal {
                 tracing::warn!(vcpu = self.id, ?event, "vCPU stopped");
+                if matches!(event, VcpuEvent::Shutdown { .. }) {
+                    self.power.ask(PowerRequest::Crash);
+                }
                 self.shared.report(event);
                 // It counts as running until the owner pauses the others.
                 self.await_pause();

@@ -69,6 +69,10 @@ impl I8042 {
     pub const BASE: u64 = 0x60;
     /// Ports it takes; the last is the command port.
     pub const LEN: u64 = 5;
+    /// The command port.
+    pub const COMMAND: u16 = 0x64;
+    /// The command that resets the machine.
+    pub const RESET: u8 = 0xfe;
 
     /// A controller whose reset line is down. `section` names its state (`"i8042"`). `owner` becomes readable when
     /// the line goes up: a clone of [`Vm::event_fd`](crate::vm::Vm::event_fd) does.

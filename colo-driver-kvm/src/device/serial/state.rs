@@ -48,17 +48,7 @@ impl Persist for Serial {
 
     fn load(&mut self, version: u16, bytes: &[u8]) -> Result<(), LoadError> {
         let state = decode(&self.section, version, bytes)?;
-        let uart = vm_superio::Serial::from_state(
-            &state,
-            self.irq().clone(),
-            self.uart.events().clone(),
-            self.sink().clone(),
-        );
-        // It refuses only a longer FIFO, which `decode` has refused, and an interrupt that cannot be raised.
-        if let Ok(uart) = uart {
-            self.uart = uart;
-        }
-        self.irq().forget();
+        self.set_state(&state);
         Ok(())
     }
 
@@ -70,6 +60,22 @@ impl Persist for Serial {
         self.irq().release();
         self.reassert();
         self.refill();
+    }
+}
+
+impl Serial {
+    fn set_state(&mut self, state: &SerialState) {
+        let uart = vm_superio::Serial::from_state(
+            state,
+            self.irq().clone(),
+            self.uart.events().clone(),
+            self.sink().clone(),
+        );
+        // It refuses only a longer FIFO, which `decode` has refused, and an interrupt that cannot be raised.
+        if let Ok(uart) = uart {
+            self.uart = uart;
+        }
+        self.irq().forget();
     }
 }
 

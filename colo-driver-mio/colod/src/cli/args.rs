@@ -199,6 +199,8 @@ pub(crate) enum Ask {
     Stop,
     /// Let the guest go on.
     Cont,
+    /// Press the power button: the guest shuts itself down, and the VM ends on both hosts.
+    Powerdown,
     /// End the VM in good order; the peer does not take over.
     Quit,
     /// Any command of the socket by its name, such as query-colo-status.

@@ -81,6 +81,7 @@ fn request(ask: &Ask) -> Result<(String, Value), Failure> {
         ),
         Ask::Stop => ("stop", json!({})),
         Ask::Cont => ("cont", json!({})),
+        Ask::Powerdown => ("system_powerdown", json!({})),
         Ask::Quit => ("quit", json!({})),
         Ask::Raw { command, arguments } => {
             let arguments: Value = serde_json::from_str(arguments)

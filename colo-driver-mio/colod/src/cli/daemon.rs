@@ -89,7 +89,7 @@ pub(crate) fn run(args: &DaemonArgs, start: Start) -> Result<ExitCode, Failure> 
     // Until the loop hears that this host serves.
     built.console.set_muted(true);
     let memory = built.vm.memory().clone();
-    let (guest, _orders) = guest(&config, built, move |ended| ending.hear(ended))?;
+    let (guest, orders) = guest(&config, built, move |ended| ending.hear(ended))?;
     if start == Start::Secondary {
         populate(&memory)?;
     }
@@ -110,7 +110,7 @@ pub(crate) fn run(args: &DaemonArgs, start: Start) -> Result<ExitCode, Failure> 
     let sync = Synchronisation::default();
     let observer = Observer::new();
     let reporter = reporter(&control, &hub, &observer, sync.clone(), Arc::clone(&fate))?;
-    let operator = LoopOperator::new(config.vm.name.clone(), control.clone(), sync);
+    let operator = LoopOperator::new(config.vm.name.clone(), control.clone(), sync, orders);
     let web = match config.metrics.listen {
         Some(at) => Some(observe::serve(
             at,
@@ -318,7 +318,9 @@ fn shape_items(config: &Config, vm: &Vm) -> Vec<ShapeItem> {
     // It may be longer than an item.
     let cmdline = item("vm.cmdline", text_digest(&config.vm.cmdline));
     let net = network(&config.net);
-    let items = [vcpus, disk, cmdline].into_iter().chain(net);
+    // Before its leaves, so that a refusal names the key.
+    let cpu = item("vm.cpu", vm.cpu().model());
+    let items = [vcpus, disk, cmdline, cpu].into_iter().chain(net);
     items
         .chain(processor(vm))
         .chain(registers(&vm.msrs()))

@@ -70,10 +70,18 @@ impl Fate {
         }
         let last = ended().take();
         match last {
-            Some(Ended::Shutdown) => {
-                tracing::warn!("the guest shut down; the VM ends on both hosts");
-                let _told = control.command(Command::Shutdown, FAREWELL);
-                control.stop();
+            Some(Ended::PowerOff) => {
+                tracing::warn!("the guest switched itself off; the VM ends on both hosts");
+                end(control, snapshot.status.protected);
+            }
+            Some(Ended::Reset) => {
+                tracing::warn!("the guest asked for a reset; the VM ends on both hosts");
+                end(control, snapshot.status.protected);
+            }
+            Some(Ended::Crashed) => {
+                tracing::error!("the guest crashed (triple fault); the VM ends on both hosts");
+                let _first = self.failed.set("triple fault; vm.on_crash ends it".into());
+                end(control, snapshot.status.protected);
             }
             Some(Ended::Failed(why)) => {
                 let next = if snapshot.status.protected {
@@ -88,6 +96,15 @@ impl Fate {
             None => {}
         }
     }
+}
+
+/// In good order: what the guest said last leaves, and what it wrote last is on both hosts' disks.
+fn end(control: &ControlHandle, protected: bool) {
+    if protected && let Err(error) = control.command(Command::CheckpointNow, FAREWELL) {
+        tracing::warn!(%error, "the VM ends without a last checkpoint");
+    }
+    let _told = control.command(Command::Shutdown, FAREWELL);
+    control.stop();
 }
 
 #[cfg(test)]

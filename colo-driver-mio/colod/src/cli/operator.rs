@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 
 use crate::cli::progress::Synchronisation;
 use crate::cli::report::{colo_mode, exit_reason, micros, mode_name};
+use crate::cli::run::press;
+use crate::kvm::Orders;
 use crate::observe::Source;
 
 /// A command that takes longer is still carried out; the caller is told to look at the status.
@@ -37,6 +39,7 @@ const KNOWN: [&str; 20] = [
     "stop",
     "cont",
     "save",
+    "system_powerdown",
     "quit",
     "events",
     "qmp_capabilities",
@@ -54,11 +57,22 @@ pub(crate) struct LoopOperator {
     name: String,
     handle: ControlHandle,
     sync: Synchronisation,
+    orders: Orders,
 }
 
 impl LoopOperator {
-    pub(crate) const fn new(name: String, handle: ControlHandle, sync: Synchronisation) -> Self {
-        Self { name, handle, sync }
+    pub(crate) const fn new(
+        name: String,
+        handle: ControlHandle,
+        sync: Synchronisation,
+        orders: Orders,
+    ) -> Self {
+        Self {
+            name,
+            handle,
+            sync,
+            orders,
+        }
     }
 
     fn command(&self, command: Command) -> Result<Value, Refused> {
@@ -87,6 +101,15 @@ impl LoopOperator {
         }))
     }
 
+    fn power_down(&self) -> Result<Value, Refused> {
+        if self.handle.snapshot().map_err(late)?.status.role == Role::Secondary {
+            return Err(Refused::because(
+                "only the primary can do this: the guest is the VM there",
+            ));
+        }
+        press(&self.orders)
+    }
+
     fn quit(&self) -> Result<Value, Refused> {
         let answer = self.command(Command::Shutdown);
         self.handle.stop();
@@ -103,6 +126,7 @@ impl Operator for LoopOperator {
             "qmp_capabilities" => Ok(json!({})),
             "query-commands" => Ok(KNOWN.iter().map(|name| json!({ "name": name })).collect()),
             "quit" => self.quit(),
+            "system_powerdown" => self.power_down(),
             "save" => Err(Refused::because(
                 "only a VM without protection (colod run) is saved to a file; a pair keeps its state on the other host",
             )),

@@ -127,9 +127,16 @@ pub(crate) fn run(args: &DaemonArgs, state: Option<&Path>) -> Result<ExitCode, F
         }
         let ended = end.lock().unwrap_or_else(PoisonError::into_inner).take();
         match ended {
-            Some(Ended::Shutdown) => {
-                tracing::info!("the guest shut down");
+            Some(Ended::PowerOff) => {
+                tracing::info!("the guest switched itself off");
                 return Ok(ExitCode::SUCCESS);
+            }
+            Some(Ended::Reset) => {
+                tracing::info!("the guest asked for a reset; vm.on_reboot ends it");
+                return Ok(ExitCode::SUCCESS);
+            }
+            Some(Ended::Crashed) => {
+                return Err("the guest crashed (triple fault); vm.on_crash ends it".into());
             }
             Some(Ended::Failed(why)) => return Err(format!("the guest cannot go on: {why}").into()),
             None => {}
@@ -185,6 +192,7 @@ impl Operator for Alone {
             "stop" => self.order(Order::Pause).map(|()| json!({})),
             "cont" => self.order(Order::Resume).map(|()| json!({})),
             "save" => self.save(request),
+            "system_powerdown" => press(&self.orders),
             "quit" => {
                 (self.quit)();
                 Ok(json!({}))
@@ -195,12 +203,13 @@ impl Operator for Alone {
 }
 
 /// Commands of this socket.
-const KNOWN: [&str; 7] = [
+const KNOWN: [&str; 8] = [
     "status",
     "query-colo-status",
     "stop",
     "cont",
     "save",
+    "system_powerdown",
     "quit",
     "events",
 ];
@@ -216,6 +225,22 @@ const OF_A_PAIR: [&str; 9] = [
     "xen-set-replication",
     "xen-colo-do-checkpoint",
 ];
+
+/// Presses the power button of a machine.
+pub(super) fn press(orders: &Orders) -> Result<Value, Refused> {
+    let ended = || Refused::because("the machine has ended");
+    let (answer, answered) = channel();
+    if !orders.give(Order::PowerButton(answer)) {
+        return Err(ended());
+    }
+    if answered.recv().map_err(|_| ended())? {
+        Ok(json!({}))
+    } else {
+        Err(Refused::because(
+            "the guest does not listen to its power button (yet): it needs ACPI",
+        ))
+    }
+}
 
 /// Why a command that is none of this socket's is not carried out.
 fn refused(command: &str) -> Refused {

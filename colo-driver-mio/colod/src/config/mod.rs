@@ -24,7 +24,8 @@ pub use colo_driver_mio::Endpoint;
 pub(crate) use key::read_key;
 pub use load::ConfigError;
 pub use schema::{
-    Arbiter, ArbiterKind, Backend, Config, Console, Control, Disk, Log, LogFormat, Member, Metrics,
-    ModeName, Net, Pair, Path as HeartbeatPath, Protection, ResumeName, Serial, Vm,
+    Arbiter, ArbiterKind, Backend, ClockName, Config, Console, Control, CpuName, Disk, Log,
+    LogFormat, Member, Metrics, ModeName, Net, Pair, Path as HeartbeatPath, Protection, ResumeName,
+    Serial, Then, Vm,
 };
 pub use value::{Hex, Mac, Size, Span};

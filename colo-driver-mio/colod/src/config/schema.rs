@@ -67,6 +67,57 @@ pub struct Vm {
     /// Guest RAM.
     #[serde(default = "default_memory")]
     pub memory: Size,
+    /// What processor the guest sees: the highest level that this host has if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<CpuName>,
+    /// What the guest's clocks do at a takeover.
+    #[serde(default)]
+    pub clock: ClockName,
+    /// What follows when the guest asks for a reset.
+    #[serde(default)]
+    pub on_reboot: Then,
+    /// What follows when a processor gives up (triple fault).
+    #[serde(default)]
+    pub on_crash: Then,
+}
+
+/// Processor by name: the levels of the psABI, or all that the host has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CpuName {
+    /// The baseline.
+    #[serde(rename = "x86-64")]
+    V1,
+    /// With SSE4.2 and popcnt.
+    #[serde(rename = "x86-64-v2")]
+    V2,
+    /// With AVX2, BMI and FMA.
+    #[serde(rename = "x86-64-v3")]
+    V3,
+    /// Everything; both hosts must have the same processor and microcode.
+    #[serde(rename = "host")]
+    Host,
+}
+
+/// What a guest's clocks do at a takeover.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClockName {
+    /// They step by the time that was lost.
+    #[default]
+    Step,
+    /// They go on where they stood.
+    GoOn,
+}
+
+/// What becomes of a machine whose guest is at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Then {
+    /// It boots again; a protected one stays protected.
+    #[default]
+    Reset,
+    /// The VM ends, on both hosts.
+    End,
 }
 
 /// The network card.

@@ -12,8 +12,9 @@ use std::{
 
 use super::{Daemon, Switch};
 use crate::config::{
-    Arbiter, ArbiterKind, Backend, Config, Console, Control, Disk, Endpoint, HeartbeatPath, Hex,
-    Log, LogFormat, Mac, Member, Metrics, Net, Pair, Protection, Serial, Size, Vm,
+    Arbiter, ArbiterKind, Backend, ClockName, Config, Console, Control, Disk, Endpoint,
+    HeartbeatPath, Hex, Log, LogFormat, Mac, Member, Metrics, Net, Pair, Protection, Serial, Size,
+    Then, Vm,
 };
 
 const PATHS: usize = 2;
@@ -51,6 +52,10 @@ impl Settings {
     pub fn demo() -> Self {
         Self {
             vm: Vm {
+                cpu: None,
+                clock: ClockName::Step,
+                on_reboot: Then::Reset,
+                on_crash: Then::Reset,
                 name: "demo".into(),
                 kernel: "builtin:server".into(),
                 initrd: None,

@@ -7,14 +7,16 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use crate::config::{self, Backend, Config, Console, Size};
+use crate::config::{self, Backend, ClockName, Config, Console, CpuName, Size, Then};
 use colo_driver_kvm::{
     boot::{self, Boot},
     caps::Host,
+    cpuid::{Cpu, CpuModel},
     device::{
-        I8042, Irq, ResetLine, Serial, Sink,
+        I8042, Irq, PowerLine, ResetLine, Serial, Sink,
         virtio::{Block, Disk, Net, NetConfig, Rng, Virtio},
     },
+    state::ClockPolicy,
     vm::{Vm, VmConfig},
 };
 use colo_proto::id::Slot;
@@ -70,6 +72,9 @@ pub(crate) struct Built {
     /// Mute while this host does not own the VM.
     pub(crate) console: Sink,
     pub(super) reset: ResetLine,
+    pub(super) power: PowerLine,
+    pub(super) on_reboot: Then,
+    pub(super) on_crash: Then,
     pub(super) image: Image,
     /// Memory holds nothing that could run: the image must be booted first.
     pub(super) fresh: bool,
@@ -131,11 +136,23 @@ pub(crate) fn build(config: &Config) -> Result<Built, Failure> {
     let host = Host::open()?;
     let image = Image::read(config)?;
     enough_memory(config.vm.memory, host_memory())?;
+    let cpu = match config.vm.cpu {
+        Some(CpuName::V1) => CpuModel::V1,
+        Some(CpuName::V2) => CpuModel::V2,
+        Some(CpuName::V3) => CpuModel::V3,
+        Some(CpuName::Host) => CpuModel::Host,
+        None => Cpu::best(host.kvm())?,
+    };
     let mut vm = Vm::new(
         &host,
         &VmConfig {
             memory: config.vm.memory.0,
             vcpus: config.vm.vcpus.into(),
+            cpu,
+            clock: match config.vm.clock {
+                ClockName::Step => ClockPolicy::Step,
+                ClockName::GoOn => ClockPolicy::GoOn,
+            },
             ..VmConfig::default()
         },
     )?;
@@ -167,12 +184,16 @@ pub(crate) fn build(config: &Config) -> Result<Built, Failure> {
     let entropy = Virtio::new("virtio-rng0", Rng::new(), ram, line.clone())?;
     let entropy = Arc::new(Mutex::new(entropy));
     vm.attach_mmio(Arc::clone(&entropy), &line)?;
+    let power = lock(vm.power()).line().clone();
     Ok(Built {
         vm,
         card,
         served: Served { disk, entropy },
         console,
         reset,
+        power,
+        on_reboot: config.vm.on_reboot,
+        on_crash: config.vm.on_crash,
         image,
         fresh: true,
     })

@@ -173,14 +173,48 @@ fn a_request_that_came_too_late_for_its_notification_is_served_without_another()
     alone.turn_until(|_, alone| completed(alone.served.disk.as_ref().unwrap()));
 }
 
+/// mov al, 0xfe; out 0x64, al; 1: jmp 1b
+const RESET: [u8; 6] = [0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe];
+/// mov dx, 0x604; mov ax, 0x3400; out dx, ax; 1: jmp 1b
+const SWITCH_OFF: [u8; 12] = [
+    0x66, 0xba, 4, 6, 0x66, 0xb8, 0, 0x34, 0x66, 0xef, 0xeb, 0xfe,
+];
+
 #[test]
-fn a_guest_that_asks_its_keyboard_controller_for_a_reset_has_ended() {
+fn a_reset_ends_the_vm_where_the_configuration_says_so() {
     if !kvm() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    // mov al, 0xfe; out 0x64, al; 1: jmp 1b
-    let code = [0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe];
+    let mut alone = Alone::start(dir.path(), &kernel(&RESET, &[]), "on_reboot = \"end\"\n");
+    alone.turn_until(|_, alone| alone.ended.try_recv() == Ok(Some(Ended::Reset)));
+}
+
+#[test]
+fn a_reset_boots_the_guest_again_and_a_power_off_ends_it() {
+    if !kvm() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    // Memory outlives a reset: inc dword [0x300000]; cmp dword [0x300000], 3; jae off
+    let count = [0xff, 0x05, 0, 0, 0x30, 0];
+    let third = [0x83, 0x3d, 0, 0, 0x30, 0, 3, 0x73, 6];
+    let code = [&count[..], &third, &RESET, &SWITCH_OFF].concat();
     let mut alone = Alone::start(dir.path(), &kernel(&code, &[]), "");
-    alone.turn_until(|_, alone| alone.ended.try_recv() == Ok(Some(Ended::Shutdown)));
+    alone.turn_until(|_, alone| alone.ended.try_recv() == Ok(Some(Ended::PowerOff)));
+}
+
+#[test]
+fn a_guest_whose_processor_gives_up_crashed() {
+    if !kvm() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    // int3, with no interrupt table.
+    let mut alone = Alone::start(dir.path(), &kernel(&[0xcc], &[]), "on_crash = \"end\"\n");
+    // KVM without hardware calls it an internal error.
+    alone.turn_until(|_, alone| {
+        let ended = alone.ended.try_recv();
+        matches!(ended, Ok(Some(Ended::Crashed | Ended::Failed(_))))
+    });
 }

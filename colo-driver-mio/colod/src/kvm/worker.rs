@@ -11,7 +11,12 @@ use std::{
     thread,
 };
 
-use colo_driver_kvm::{device::ResetLine, memory::Memory, vcpu::VcpuEvent, vm::Vm};
+use colo_driver_kvm::{
+    device::{PowerLine, PowerRequest, ResetLine},
+    memory::Memory,
+    vcpu::VcpuEvent,
+    vm::Vm,
+};
 use colo_driver_mio::{
     Wake,
     embed::{self, Vm as _},
@@ -20,7 +25,7 @@ use colo_proto::{id::Role, machine::ReplicationOp, ram::PageSet};
 use mio::{Events, Interest, Poll, Token, unix::SourceFd};
 
 use super::build::{Built, Image, Served};
-use crate::cli::Failure;
+use crate::{cli::Failure, config::Then};
 
 const LOOP: Token = Token(0);
 const OPERATOR: Token = Token(1);
@@ -34,6 +39,8 @@ pub(crate) enum Order {
     Resume,
     /// Write the machine's state to a file; the guest runs on.
     Save(PathBuf, Sender<Result<(), String>>),
+    /// Press the power button. The answer is whether the guest listens to it.
+    PowerButton(Sender<bool>),
 }
 
 /// A way to the worker from any thread.
@@ -55,8 +62,12 @@ impl Orders {
 /// Why the guest will not go on by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
-    /// It shut down or asked for a reset.
-    Shutdown,
+    /// It switched itself off.
+    PowerOff,
+    /// It asked for a reset, which the configuration does not grant.
+    Reset,
+    /// A processor gave up (triple fault), and the configuration does not reset it.
+    Crashed,
     /// A vCPU cannot go on.
     Failed(String),
 }
@@ -88,6 +99,9 @@ pub(super) fn start(
         vm: built.vm,
         served: built.served,
         reset: built.reset,
+        power: built.power,
+        on_reboot: built.on_reboot,
+        on_crash: built.on_crash,
         image: built.image,
         tracking: false,
         fresh: built.fresh,
@@ -106,6 +120,9 @@ struct Owner {
     vm: Vm,
     served: Served,
     reset: ResetLine,
+    power: PowerLine,
+    on_reboot: Then,
+    on_crash: Then,
     image: Image,
     tracking: bool,
     /// Memory holds nothing that could run.
@@ -151,6 +168,11 @@ impl Owner {
                     let _gone = answer.send(saved);
                     Ok(())
                 }
+                Ok(Order::PowerButton(answer)) => {
+                    let listens = lock(self.vm.power()).press();
+                    let _gone = answer.send(listens);
+                    Ok(())
+                }
                 Err(TryRecvError::Empty | TryRecvError::Disconnected) => return,
             };
             if let Err(failure) = done {
@@ -186,18 +208,49 @@ impl Owner {
 
     fn look(&mut self) {
         for event in self.vm.take_events() {
-            let ended = match event {
-                VcpuEvent::Shutdown { .. } => Ended::Shutdown,
-                VcpuEvent::Failed { vcpu, why } => Ended::Failed(format!("vCPU {vcpu}: {why}")),
-                other => Ended::Failed(format!("{other:?}")),
+            let why = match event {
+                // The power line says it too, and is part of the checkpoint.
+                VcpuEvent::Shutdown { .. } => continue,
+                VcpuEvent::Failed { vcpu, why } => format!("vCPU {vcpu}: {why}"),
+                other => format!("{other:?}"),
             };
-            (self.on_end)(Some(ended));
+            (self.on_end)(Some(Ended::Failed(why)));
         }
-        if self.reset.take() {
-            (self.on_end)(Some(Ended::Shutdown));
+        let reset = self.reset.take();
+        let ended = match self.power.take() {
+            Some(PowerRequest::Off) => Some(Ended::PowerOff),
+            Some(PowerRequest::Crash) => self.again(self.on_crash, Ended::Crashed),
+            None if reset => self.again(self.on_reboot, Ended::Reset),
+            None => None,
+        };
+        if ended.is_some() {
+            (self.on_end)(ended);
         }
         // Nothing while the machine is paused: its resume looks into every ring.
         self.served.serve();
+    }
+
+    /// Lets the guest boot again, if that is wanted. What the kernel and the tables overwrite is dirty like any
+    /// other page: the next checkpoint carries it, and protection goes on.
+    fn again(&mut self, then: Then, ended: Ended) -> Option<Ended> {
+        if then == Then::End {
+            return Some(ended);
+        }
+        tracing::info!(why = ?ended, "the guest boots again");
+        let was_running = self.vm.running();
+        let started = self.start_anew().and_then(|()| {
+            if was_running {
+                self.vm.resume()?;
+            }
+            Ok(())
+        });
+        let error = started.err()?;
+        Some(Ended::Failed(format!("reset: {error}")))
+    }
+
+    fn start_anew(&mut self) -> Result<(), Failure> {
+        self.vm.reset()?;
+        self.image.boot(&mut self.vm)
     }
 }
 

@@ -134,7 +134,7 @@ impl<D: Backend> Virtio<D> {
 
     pub(in super::super) fn set_status(&mut self, value: u32) {
         if value == 0 {
-            return self.reset();
+            return self.power_on();
         }
         if self.status & !value != 0 {
             // A driver never clears a bit except by a reset.
@@ -198,7 +198,7 @@ impl<D: Backend> Virtio<D> {
         }
     }
 
-    fn reset(&mut self) {
+    pub(super) fn power_on(&mut self) {
         self.status = 0;
         self.device_features_sel = 0;
         self.driver_features_sel = 0;

@@ -100,6 +100,12 @@ impl<D: Saved> Persist for Virtio<D> {
         Ok(())
     }
 
+    fn reset(&mut self, _: &[u8]) {
+        self.power_on();
+        self.queues.interrupts.forget();
+        self.drain_wake();
+    }
+
     fn resume(&mut self) {
         if !self.queues.quiesced {
             return;
