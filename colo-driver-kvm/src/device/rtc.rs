@@ -80,10 +80,11 @@ impl Rtc {
 
     /// Puts a byte into the battery-backed memory, as firmware finds it there. Clock registers are not memory.
     pub fn preset(&mut self, index: u8, byte: u8) {
-        if clock_register(index).is_none() && index > 0xd {
-            if let Some(cell) = self.memory.get_mut(usize::from(index)) {
-                *cell = byte;
-            }
+        if clock_register(index).is_none()
+            && index > 0xd
+            && let Some(cell) = self.memory.get_mut(usize::from(index))
+        {
+            *cell = byte;
         }
     }
 
@@ -142,7 +143,7 @@ impl Rtc {
         if self.b & BINARY != 0 {
             value
         } else {
-            value / 10 % 10 << 4 | value % 10
+            ((value / 10 % 10) << 4) | (value % 10)
         }
     }
 
