@@ -22,7 +22,7 @@ use crate::observe::Source;
 const PATIENCE: Duration = Duration::from_secs(55);
 
 /// Every command, for the suggestion when one is misspelt.
-const KNOWN: [&str; 20] = [
+const KNOWN: [&str; 21] = [
     "status",
     "query-colo-status",
     "query-xen-replication-status",
