@@ -136,7 +136,9 @@ impl Rtc {
             weekday: 1,
         };
         let now = i64::try_from((self.now)().as_secs()).unwrap_or(i64::MAX);
-        self.apart = date.seconds().saturating_sub(now);
+        // In binary a guest can name the year 25,755, which no state may hold.
+        let apart = date.seconds().saturating_sub(now);
+        self.apart = apart.clamp(-FARTHEST.cast_signed(), FARTHEST.cast_signed());
     }
 
     fn coded(&self, value: u8) -> u8 {
