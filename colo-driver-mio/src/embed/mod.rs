@@ -18,7 +18,7 @@
 //! ```
 //!
 //! What the calls promise each other is on one page, `docs/embedding.md`; a whole VMM that does it
-//! is `tests/embedded` in the repository. The conformance kit is [`testing`](crate::testing), behind
+//! is `tests/embedded` in the repository. The conformance kit is `testing`, behind
 //! the feature of that name.
 
 mod card;

@@ -10,7 +10,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `outlet.rs` | [`Outlet`]: may this frame leave? The one answer, in both roles |
+//! | `outlet.rs` | `Outlet`: may this frame leave? The one answer, in both roles |
 //! | `agreement.rs` | output waiting for its release, in order |
 //! | `announce.rs` | frames that tell where the VM lives after a takeover |
 //! | `class.rs` | which frames are neither compared nor held |

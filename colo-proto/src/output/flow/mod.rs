@@ -2,7 +2,7 @@
 //!
 //! A connection agrees as far as both streams of bytes do, however they are numbered, cut or
 //! repeated; datagrams agree one by one. A conversation that parts waits for the next checkpoint,
-//! and its neighbours go on. One that keeps parting is [not compared for a while](pacing).
+//! and its neighbours go on. One that keeps parting is not compared for a while (`pacing`).
 //!
 //! What is released is a frame of this host's guest, named by the tag that it came with. Within a
 //! conversation tags come in the order in which the guest said them, except that segments that
