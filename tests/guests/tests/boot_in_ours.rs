@@ -2,15 +2,18 @@
 //! is booted by the tests of `colo-driver-kvm`.)
 #![expect(clippy::unwrap_used, reason = "a test's own set-up may fail the test")]
 
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use colo_driver_kvm::boot::{Boot, KernelKind};
 use colo_driver_kvm::caps::Host;
-use colo_driver_kvm::device::virtio::{Block, Disk};
+use colo_driver_kvm::device::virtio::{Block, Disk, Virtio};
 use colo_driver_kvm::device::{Irq, Serial, Sink};
 use colo_driver_kvm::vm::{Transport, Vm, VmConfig};
+use rustix::event::{PollFd, PollFlags, poll};
 
 #[test]
 fn dirty_writes_and_verifies() {
@@ -50,14 +53,30 @@ fn disk_writes_and_verifies() {
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(1 << 20).unwrap();
         let disk = Arc::new(Disk::open(image.path(), false).unwrap());
-        vm.attach_virtio(transport, "virtio-blk0", Block::new(disk, "disk"))
+        let device = vm
+            .attach_virtio(transport, "virtio-blk0", Block::new(disk, "disk"))
             .unwrap();
+        serve_when_woken(device);
         let console = start(&mut vm, colo_guests::DISK, "blocks=200");
         let line = line_with(&console, "disk: ready ");
         assert!(line.contains(name), "{line}");
         let line = line_with(&console, "disk: t=2 ");
         assert!(line.ends_with("errors=0"), "{line}");
     }
+}
+
+/// Requests behind a flush are served when the flush is done, which only the device's event says.
+fn serve_when_woken(device: Arc<Mutex<Virtio<Block>>>) {
+    let woken = device.lock().unwrap().wake_fd().try_clone().unwrap();
+    // It ends with the test's process.
+    thread::spawn(move || {
+        loop {
+            // SAFETY: `woken` is open as long as this borrow is used.
+            let fd = unsafe { BorrowedFd::borrow_raw(woken.as_raw_fd()) };
+            poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], None).unwrap();
+            device.lock().unwrap().serve();
+        }
+    });
 }
 
 /// A machine without devices; none if this host cannot.
