@@ -92,7 +92,7 @@ impl RecordStore {
             let path = path.to_owned();
             move |source| RecordError::Io { path, source }
         };
-        fs::create_dir_all(dir).map_err(wrong(dir))?;
+        make_directory(dir).map_err(wrong(dir))?;
         let path = dir.join("lock");
         let lock = OpenOptions::new()
             .create(true)
@@ -113,7 +113,7 @@ impl RecordStore {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(wrong(&path)(e)),
         };
-        let spare = dir.join(FILE).with_extension("spare");
+        let spare = beside(&dir.join(FILE), "spare");
         if !spare.exists() {
             make_spare(&spare, Record::SIZE).map_err(wrong(&spare))?;
         }
@@ -236,7 +236,7 @@ fn keep(
 /// Replaces `path` by `bytes` so that a crash leaves the one or the other: a spare of the same size
 /// beside it is written, synced, and exchanged with it.
 pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let spare = path.with_extension("spare");
+    let spare = beside(path, "spare");
     // In place: a file system that is full has the blocks of the spare all the same.
     let mut file = OpenOptions::new()
         .create(true)
@@ -258,6 +258,26 @@ pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
         let _no_room = make_spare(&spare, bytes.len());
     }
     Ok(())
+}
+
+/// The file that goes with `path`: its whole name and an ending. Replacing an ending instead would
+/// make one file of two where `path` has that ending already.
+pub(crate) fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(ending);
+    PathBuf::from(name)
+}
+
+/// Makes a directory, and durable that it is there: what is synced in it later would be lost with
+/// its name.
+fn make_directory(dir: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = dir
+        .ancestors()
+        .take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists())
+        .collect();
+    fs::create_dir_all(dir)?;
+    missing.into_iter().rev().try_for_each(sync_name)
 }
 
 /// A file of the right size for the next write, made while there is room.
@@ -313,7 +333,7 @@ mod tests {
         let path = dir.path().join(FILE);
         let (_store, _) = RecordStore::open(dir.path()).unwrap();
         write_durably(&path, &record(1).encode()).unwrap();
-        let spare = path.with_extension("spare");
+        let spare = beside(&path, "spare");
         let files = || [&path, &spare].map(|path| fs::metadata(path).unwrap().ino());
         let [a, b] = files();
         for generation in 2..5 {
@@ -322,6 +342,18 @@ mod tests {
             assert_eq!(files(), expected, "the two files change places");
             assert_eq!(fs::metadata(&spare).unwrap().len(), Record::SIZE as u64);
         }
+    }
+
+    #[test]
+    fn a_state_directory_is_made_with_the_directories_above_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("a/b");
+        make_directory(&deep).unwrap();
+        assert!(deep.is_dir());
+        make_directory(&deep).unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, b"").unwrap();
+        make_directory(&file.join("below")).unwrap_err();
     }
 
     #[test]

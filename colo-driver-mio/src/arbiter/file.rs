@@ -27,7 +27,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::Arbiter;
 use crate::{
     Wake,
-    record::{sync_name, write_durably},
+    record::{beside, sync_name, write_durably},
 };
 
 /// An arbiter in a file.
@@ -45,6 +45,38 @@ pub struct FileArbiter {
 enum Question {
     Cast(Ballot),
     Read(RequestId),
+}
+
+/// Failures in a row: of those that repeat every second, few are worth a line.
+#[derive(Debug, Default)]
+struct Trouble {
+    times: u64,
+}
+
+/// What is worth a line, and after how many failures.
+#[derive(Debug, PartialEq, Eq)]
+enum Said {
+    Begins,
+    Lasts(u64),
+    Over(u64),
+}
+
+impl Trouble {
+    /// What to say after one more question: the first failure, then each at twice the distance, and
+    /// the end.
+    fn after(&mut self, answered: bool) -> Option<Said> {
+        if answered {
+            let times = std::mem::take(&mut self.times);
+            return (times > 0).then_some(Said::Over(times));
+        }
+        self.times += 1;
+        match self.times {
+            1 => Some(Said::Begins),
+            // Two in a row are no news yet.
+            times if times >= 8 && times.is_power_of_two() => Some(Said::Lasts(times)),
+            _ => None,
+        }
+    }
 }
 
 /// Why the register could not be asked.
@@ -90,11 +122,27 @@ impl Arbiter for FileArbiter {
         thread::Builder::new()
             .name("colo-arbiter".to_owned())
             .spawn(move || {
+                let mut trouble = Trouble::default();
                 while let Ok((request, question)) = inbox.recv() {
-                    let verdict = put(&path, question).unwrap_or_else(|error| {
-                        tracing::warn!(path = %path.display(), %error, "arbiter unreachable");
-                        Verdict::Unreachable
-                    });
+                    let answer = put(&path, question);
+                    let path = path.display();
+                    match trouble.after(answer.is_ok()) {
+                        Some(Said::Begins) => {
+                            if let Err(error) = &answer {
+                                tracing::warn!(%path, %error, "arbiter unreachable");
+                            }
+                        }
+                        Some(Said::Lasts(times)) => {
+                            if let Err(error) = &answer {
+                                tracing::warn!(%path, %error, times, "arbiter still unreachable");
+                            }
+                        }
+                        Some(Said::Over(times)) => {
+                            tracing::info!(%path, times, "the arbiter answers again");
+                        }
+                        None => {}
+                    }
+                    let verdict = answer.unwrap_or(Verdict::Unreachable);
                     if outbox.send((request, verdict)).is_err() {
                         return;
                     }
@@ -140,7 +188,7 @@ fn put(path: &Path, question: Question) -> Result<Verdict, AskError> {
         .create(true)
         .truncate(false)
         .write(true)
-        .open(path.with_extension("lock"))?;
+        .open(beside(path, "lock"))?;
     flock(&lock, FlockOperation::LockExclusive).map_err(io::Error::from)?;
     // Dropping the file lets go of the lock, after the write.
     ask(path, question, &lock)
@@ -238,6 +286,34 @@ mod tests {
     }
 
     #[test]
+    fn a_lasting_failure_is_said_at_growing_distance_and_when_it_is_over() {
+        let mut trouble = Trouble::default();
+        assert_eq!(trouble.after(true), None);
+        let said: Vec<_> = (0..40).filter_map(|_| trouble.after(false)).collect();
+        let lasts = [8, 16, 32].map(Said::Lasts);
+        assert_eq!(said[0], Said::Begins);
+        assert_eq!(said[1..], lasts);
+        assert_eq!(trouble.after(true), Some(Said::Over(40)));
+        assert_eq!(trouble.after(true), None);
+    }
+
+    #[test]
+    fn no_name_of_the_register_is_the_name_of_its_lock_or_its_spare() {
+        for name in ["register", "register.lock", "register.spare"] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join(name);
+            for generation in 0..3 {
+                let asked = ballot(generation + 1, 1, generation);
+                let verdict = put(&path, Question::Cast(asked)).unwrap();
+                assert!(
+                    matches!(verdict, Verdict::Granted(_)),
+                    "{name}: {verdict:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
     fn a_damaged_register_and_a_missing_directory_are_not_answers() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("register");
@@ -251,7 +327,7 @@ mod tests {
     fn a_lock_that_nobody_lets_go_of_makes_it_unreachable_and_then_answers() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("register");
-        let held = File::create(path.with_extension("lock")).unwrap();
+        let held = File::create(beside(&path, "lock")).unwrap();
         flock(&held, FlockOperation::LockExclusive).unwrap();
 
         let mut poll = mio::Poll::new().unwrap();
