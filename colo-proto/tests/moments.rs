@@ -519,6 +519,25 @@ fn a_secondary_that_was_detached_stays_away_until_it_is_attached() {
 }
 
 #[test]
+fn a_detach_that_was_refused_leaves_the_pair_to_come_together_again() {
+    let mut two = Two::protected(standby);
+    two.0.reaches_arbiter = [false; 2];
+    two.command(0, 7, Command::Detach);
+    let mut answers = Vec::new();
+    let silent: Held<'_> = &|_, output| matches!(output, Output::Datagram(..));
+    for _ in 0..60_000 {
+        two.until(1, silent, |_| false);
+        answers.extend(two.answers());
+        if !answers.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(answers, [(7, Answer::Refused(Refusal::TookTooLong))]);
+    two.0.reaches_arbiter = [true; 2];
+    assert!(two.until(60_000, NOTHING, Two::is_protected));
+}
+
+#[test]
 fn a_guest_is_heard_after_a_capture_that_was_given_up() {
     let mut two = Two::protected(standby).at(0, GuestOpKind::Capture);
     let epoch = two.status(0).epoch.next();
