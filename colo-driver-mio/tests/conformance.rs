@@ -52,6 +52,9 @@ fn verdicts(fault: Option<Fault>) -> Vec<Verdict> {
     verdicts
 }
 
+/// How often a faulty guest is examined before the fault counts as not found.
+const TRIES: u32 = 5;
+
 #[test]
 fn the_fake_conforms() {
     for verdict in verdicts(None) {
@@ -63,7 +66,11 @@ fn the_fake_conforms() {
 #[test]
 fn every_fault_is_found_by_name() {
     for (fault, name) in Fault::ALL {
-        let verdicts = verdicts(Some(fault));
+        // Some faults are races: the kit has to be looking in the moment they happen.
+        let verdicts = (0..TRIES)
+            .map(|_| verdicts(Some(fault)))
+            .find(|all| all.iter().any(|v| v.name == name && v.outcome.is_err()))
+            .unwrap_or_else(|| panic!("{fault:?} is not found as {name:?} in {TRIES} tries"));
         let found = verdicts
             .iter()
             .find(|verdict| verdict.name == name)

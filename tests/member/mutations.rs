@@ -22,9 +22,9 @@ fn caught(mutation: Mutation, from: u64) -> (u64, String) {
 
 /// Asserts that the bug is caught by the property that starts with `by`.
 fn is_caught_by(mutation: Mutation, by: &[&str]) {
-    // A state message that is overtaken, a dual-start, and a fault right then: one in 10,000.
+    // A state message that is overtaken, a dual-start, and a fault right then: one in 40,000.
     let from = if mutation == Mutation::AnyEpoch {
-        13_500
+        38_900
     } else {
         0
     };
