@@ -100,7 +100,6 @@ all() {
     examples
     world
     demo
-    hosts
     fuzz
     tests
 }
