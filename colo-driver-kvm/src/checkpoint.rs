@@ -1,4 +1,4 @@
-//! Checkpoints of our own machine: [`capture`](crate::capture) over its slots and its log.
+//! Checkpoints of our own machine: [`crate::capture`] over its slots and its log.
 
 use colo_proto::id::PageRuns;
 use colo_proto::ram::PageSet;
