@@ -15,7 +15,10 @@ vcpus=${VCPUS:-1} mode=${MODE:-standby}
 # --- A client with one connection ---
 
 sent=0
-connect() { exec 3<>"/dev/tcp/$GUEST/7001"; }
+connect() {
+    coproc CLIENT { in_net busybox nc "$GUEST" 7001; }
+    exec 3>&"${CLIENT[1]}" 4<&"${CLIENT[0]}"
+}
 
 # lines COUNT: sends so many, one after the other, and checks every answer.
 lines() {
@@ -23,7 +26,7 @@ lines() {
     for ((i = 0; i < $1; i++)); do
         sent=$((sent + 1))
         printf '%s\n' "$sent" >&3
-        IFS= read -r -t 120 answer <&3 || fail "no answer to line $sent"
+        IFS= read -r -t 120 answer <&4 || fail "no answer to line $sent"
         read -r number count _ <<<"$answer"
         [ "$number" = "$sent" ] && [ "$count" = "$sent" ] || fail "line $sent was answered with: $answer"
     done
@@ -72,7 +75,7 @@ switch_off() {
     inside 'cat /tmp/clock' >"$W/clock"
     [ "$(inside 'wc -l </mnt/lines' | tr -d ' ')" = "$sent" ] || fail "the file has not $sent lines"
     [ "$(inside 'sort -n /mnt/lines | uniq | wc -l' | tr -d ' ')" = "$sent" ] || fail "a line is there twice"
-    exec 3>&-
+    exec 3>&- 4<&-
     rm -f "$SHARE"/?/colod.rc
     inside '(umount /mnt; poweroff -f) >/dev/null 2>&1 &' || true
     until_true 60 "colod on $owner ends" test -s "$SHARE/$owner/colod.rc"

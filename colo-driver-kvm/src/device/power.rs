@@ -23,8 +23,9 @@ const SECTION: &str = "power";
 
 /// PM1: the power button.
 const BUTTON: u16 = 1 << 8;
-/// PM1: what a guest may enable; the global lock never fires.
-const ENABLE: u16 = BUTTON | 1 << 5;
+/// PM1: what a guest may enable. The global lock (bit 5) and the clock's alarm (bit 10) never fire, but a kernel
+/// complains that it cannot enable them.
+const ENABLE: u16 = BUTTON | 1 << 5 | 1 << 10;
 /// PM1 control: ACPI mode.
 const ACPI: u16 = 1 << 0;
 const SLEEP: u16 = 1 << 13;
@@ -361,6 +362,9 @@ mod tests {
         assert_eq!(read(&mut power, 0), 0);
         assert!(power.press());
         assert!(raised(&power));
+        // What Linux enables at its start, and reads back.
+        power.write(2, &0x0520u16.to_le_bytes());
+        assert_eq!(read(&mut power, 2), 0x520);
     }
 
     #[test]
