@@ -37,6 +37,7 @@ fn recording() -> &'static [u8] {
 }
 
 const NOW: Instant = Instant::ZERO;
+const VMSTATE_LOADED: [u8; 4] = [0, 0, 0, 6];
 
 fn standby() -> Standby {
     Standby::new(
@@ -91,7 +92,10 @@ fn the_standby_sends_what_the_real_secondary_sent() {
         let taken = take(&mut standby, &unpacked(name)).unwrap();
         let sent = fixture(&format!("{name}.s2p"));
         assert_eq!(taken.sent, sent, "{name}");
-        assert_eq!(taken.whole.len(), 1 + sent.len() / 12, "{name}");
+        // The migration, and what was said to be loaded. QEMU 11.1 opens with two messages of the
+        // return path, so that the length alone does not tell.
+        let loaded = sent.chunks(4).filter(|word| *word == VMSTATE_LOADED);
+        assert_eq!(taken.whole.len(), 1 + loaded.count(), "{name}");
         assert!(standby.began());
         assert_eq!(standby.handle_closed(), Lost::ClosedIdle);
     }
