@@ -437,7 +437,8 @@ impl Base {
                 self.failover.withdraw();
                 Until::Alone
             }
-            MemberCommand::Detach | MemberCommand::Override => Until::Alone,
+            MemberCommand::Override => Until::Alone,
+            MemberCommand::Detach => Until::Left,
             MemberCommand::Yield => Until::HandedOver,
             _ => return,
         };

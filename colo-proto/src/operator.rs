@@ -5,7 +5,7 @@
 //! | `CheckpointNow` | if armed | refused | when that checkpoint is complete |
 //! | `LostHeartbeat` | in a pair, or severed | with a replica, in a pair | when this host owns the VM alone |
 //! | `FailOver` | if armed and running | refused | when the other host owns the VM |
-//! | `Detach`, `Shutdown` | always | always | at once, or when nobody else can own the VM |
+//! | `Detach`, `Shutdown` | unless it is yielding the VM | always | at once, or when nobody else can own the VM |
 //! | `Attach` | always | always | at once |
 //! | `Override` | always | always | when this host owns the VM alone |
 //! | `CheckpointDelay`, `SetMode`, `Continue` | always | refused | at once |
@@ -103,6 +103,8 @@ pub(crate) enum Until {
     Checkpoint(Epoch),
     /// This host owns the VM alone.
     Alone,
+    /// This host owns the VM alone, and takes no peer from then on.
+    Left,
     /// The peer owns the VM.
     HandedOver,
     /// The guest is stopped.
@@ -184,7 +186,13 @@ const fn leave(at: &Standing, why: Why) -> Order {
     match (at.role, at.protection) {
         (Role::Secondary, _) | (Role::Primary, Protection::None) => Order::Do(Act::Leave(why)),
         (Role::Primary, Protection::Syncing) => Order::Begin(Act::Leave(why), Until::Alone),
-        (Role::Primary, _) => Order::Begin(Act::Detach(why), Until::Alone),
+        // Nothing is said to the peer about what the member would refuse.
+        (Role::Primary, _) => match at.member {
+            MemberState::PrimaryDual
+            | MemberState::PrimaryArbitrating
+            | MemberState::PrimarySolo => Order::Begin(Act::Detach(why), Until::Left),
+            other => Order::Refuse(Refusal::Ownership(other)),
+        },
     }
 }
 
@@ -295,11 +303,11 @@ mod tests {
             ),
             (
                 Protection::Arming(Instant::ZERO),
-                Order::Begin(Act::Detach(Why::Detached), Until::Alone),
+                Order::Begin(Act::Detach(Why::Detached), Until::Left),
             ),
             (
                 Protection::Severed,
-                Order::Begin(Act::Detach(Why::Detached), Until::Alone),
+                Order::Begin(Act::Detach(Why::Detached), Until::Left),
             ),
         ] {
             let at = Standing {
@@ -310,6 +318,17 @@ mod tests {
         }
         let left = Order::Do(Act::Leave(Why::Ends));
         assert_eq!(order(Command::Shutdown, &SECONDARY), left);
+    }
+
+    #[test]
+    fn a_host_that_is_handing_the_vm_over_does_not_leave_its_peer() {
+        let at = Standing {
+            member: MemberState::Fenced,
+            ..PRIMARY
+        };
+        let refused = Order::Refuse(Refusal::Ownership(MemberState::Fenced));
+        assert_eq!(order(Command::Detach, &at), refused);
+        assert_eq!(order(Command::Shutdown, &at), refused);
     }
 
     #[test]

@@ -392,6 +392,11 @@ impl Primary {
         let generation = self.base.member.generation();
         self.base.event(Event::Unprotected(generation));
         self.base.answer_waiting(Until::Alone, Answer::Done);
+        // Only now: a command that was refused or given up leaves the pair as it was.
+        if self.base.waits(Until::Left) {
+            self.accept.set_detached(true);
+            self.base.answer_waiting(Until::Left, Answer::Done);
+        }
         let kept = Answer::Refused(Refusal::PeerLost);
         self.base.answer_waiting(Until::HandedOver, kept);
     }
@@ -406,8 +411,9 @@ impl Primary {
         self.base.failover.withdraw();
         self.base.leave_colo(false);
         self.base.answer_waiting(Until::HandedOver, Answer::Done);
-        self.base
-            .answer_waiting(Until::Alone, Answer::Refused(Refusal::NotOwner));
+        let lost = Answer::Refused(Refusal::NotOwner);
+        self.base.answer_waiting(Until::Alone, lost);
+        self.base.answer_waiting(Until::Left, lost);
         self.base.notify(Notify::Shadows);
         self.demoted = true;
     }
@@ -573,7 +579,6 @@ impl Conduct for Primary {
                 self.lose_peer(PeerLost::Asked, said);
             }
             Act::Detach(why) => {
-                self.accept.set_detached(true);
                 if why == Why::Ends {
                     self.base.send_control(Kind::Goodbye, 0);
                 }
